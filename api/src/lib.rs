@@ -1,0 +1,1 @@
+//! HTTP over a Unix socket: wire types, conversion to specs, routes

@@ -1,0 +1,1 @@
+//! Buses, legacy devices, virtio transports, queue runner, block and net

@@ -1,0 +1,1 @@
+//! Counters, histograms, heartbeats and the black box. Knows no device and no KVM

@@ -1,0 +1,1 @@
+//! The machine: KVM, boot, vCPUs, interrupts, lifecycle. Embeddable
