@@ -1,1 +1,32 @@
-//! Counters, histograms, heartbeats and the black box. Knows no device and no KVM
+//! Observation: what Vitrine sees of a guest, and how it is kept.
+//!
+//! This crate knows no device and no KVM. It gives the rest of the workspace
+//!
+//! * [`Clock`]: two time-stamp counter reads bound an exit;
+//! * [`Counter`], [`Gauge`], [`Histogram`]: single-writer cells, a relaxed load and a relaxed
+//!   store each, never a locked instruction;
+//! * [`Heartbeat`]: one word that says what a thread does now, and since when;
+//! * [`FlightRing`]: the last events of a thread;
+//! * [`BlackBox`]: the memory-mapped file in which all of these live, so that any other process
+//!   can read them while the VMM runs, when it is stuck, and after it was killed;
+//! * [`reader`]: opens such a file, live or dead, and trusts nothing in it;
+//! * [`openmetrics`]: renders what a reader sees as OpenMetrics text.
+//!
+//! Owner threads: each [`Block`] has exactly one writing thread. Readers are any number of
+//! threads and processes. Depends on `libc` and `thiserror`.
+
+pub mod blackbox;
+pub mod cell;
+pub mod clock;
+pub mod flight;
+pub mod heartbeat;
+pub mod openmetrics;
+pub mod reader;
+pub mod schema;
+
+pub use blackbox::{BlackBox, BlackBoxError, Block, End, Meta, Pulse};
+pub use cell::{Counter, Gauge, Histogram};
+pub use clock::{Clock, Ticks};
+pub use flight::{FlightEvent, FlightRing};
+pub use heartbeat::{Activity, Heartbeat};
+pub use schema::{Field, FieldKind, Section, Unit};

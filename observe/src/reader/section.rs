@@ -1,0 +1,255 @@
+//! Sections: a copy of their bytes, and access by field and row.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::directory::{Entry, FieldView, Kind};
+use super::source::{Source, read, word};
+use super::value::{FlightView, HeartbeatView, HistogramView, Value};
+use super::{MAX_ROWS, MAX_SECTION_BYTES};
+use crate::schema::FieldKind;
+
+/// What may still be read, of all sections together.
+pub(super) struct Budget {
+    bytes: usize,
+    rows: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget {
+            bytes: MAX_SECTION_BYTES,
+            rows: MAX_ROWS,
+        }
+    }
+}
+
+/// One section of the black box.
+#[derive(Debug)]
+pub struct SectionView {
+    /// Its name: `queue/rootfs/0`.
+    pub name: String,
+    /// What tells it from others of its kind: `[("device", "rootfs"), ("queue", "0")]`.
+    pub instance: Vec<(String, String)>,
+    /// The file ends before it does.
+    pub truncated: bool,
+    kind: Arc<Kind>,
+    labels: Vec<(String, Vec<String>)>,
+    bytes: Vec<u8>,
+    /// For the ring at an offset, its count before and after `bytes` were read.
+    rings: BTreeMap<usize, (u64, u64)>,
+    heartbeats: BTreeMap<usize, HeartbeatView>,
+}
+
+impl SectionView {
+    /// Its kind, the first part of its name: `queue`.
+    pub fn kind(&self) -> &str {
+        &self.kind.name
+    }
+
+    /// All fields of its kind, in the writer's order.
+    pub fn fields(&self) -> &[FieldView] {
+        &self.kind.fields
+    }
+
+    /// The field of that name.
+    pub fn field(&self, name: &str) -> Option<&FieldView> {
+        self.kind.fields.iter().find(|field| field.name == name)
+    }
+
+    /// Everything that it holds: field, row name (empty for a lone field) and value. Rows without
+    /// a name and what was cut off are left out.
+    pub fn values(&self) -> impl Iterator<Item = (&FieldView, &str, Value)> {
+        self.kind.fields.iter().flat_map(move |field| {
+            self.rows(field).filter_map(move |(row, name)| {
+                let offset = element(field, row)?;
+                Some((field, name, self.value_at(field, offset)?))
+            })
+        })
+    }
+
+    /// A lone field's value.
+    pub fn value(&self, field: &str) -> Option<Value> {
+        let field = self.field(field)?;
+        if !field.label.is_empty() {
+            return None;
+        }
+        self.value_at(field, field.offset)
+    }
+
+    /// A lone counter's count.
+    pub fn counter(&self, field: &str) -> Option<u64> {
+        match self.value(field)? {
+            Value::Counter(count) => Some(count),
+            _ => None,
+        }
+    }
+
+    /// A lone gauge's value.
+    pub fn gauge(&self, field: &str) -> Option<u64> {
+        match self.value(field)? {
+            Value::Gauge(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// A lone histogram.
+    pub fn histogram(&self, field: &str) -> Option<HistogramView> {
+        match self.value(field)? {
+            Value::Histogram(histogram) => Some(*histogram),
+            _ => None,
+        }
+    }
+
+    /// A heartbeat.
+    pub fn heartbeat(&self, field: &str) -> Option<HeartbeatView> {
+        match self.value(field)? {
+            Value::Heartbeat(heartbeat) => Some(heartbeat),
+            _ => None,
+        }
+    }
+
+    /// A flight ring.
+    pub fn flight(&self, field: &str) -> Option<FlightView> {
+        match self.value(field)? {
+            Value::Flight(flight) => Some(flight),
+            _ => None,
+        }
+    }
+
+    /// The value in the row of that name of a table's column: `table("exits", "io")`.
+    pub fn table(&self, field: &str, row: &str) -> Option<Value> {
+        let field = self.field(field)?;
+        let (row, _) = self.rows(field).find(|(_, name)| *name == row)?;
+        self.value_at(field, element(field, row)?)
+    }
+
+    /// The names of the rows that a column's table has, in row order; hidden ones left out.
+    pub fn row_names(&self, field: &str) -> impl Iterator<Item = &str> {
+        let field = self.field(field).filter(|field| !field.label.is_empty());
+        field
+            .into_iter()
+            .flat_map(|field| self.rows(field).map(|(_, name)| name))
+    }
+
+    /// Row numbers and names: the one nameless row of a lone field, the named ones of a column.
+    fn rows(&self, field: &FieldView) -> impl Iterator<Item = (usize, &str)> {
+        let lone = field.label.is_empty();
+        let names = self.labels.iter().find(|(label, _)| *label == field.label);
+        let names = names.filter(|_| !lone).into_iter();
+        let named = names
+            .flat_map(|(_, names)| names.iter().map(String::as_str).enumerate())
+            .take(field.count)
+            .filter(|(_, name)| !name.is_empty());
+        lone.then_some((0, "")).into_iter().chain(named)
+    }
+
+    fn value_at(&self, field: &FieldView, offset: usize) -> Option<Value> {
+        Some(match field.kind {
+            FieldKind::Counter => Value::Counter(word(&self.bytes, offset)?),
+            FieldKind::Gauge => Value::Gauge(word(&self.bytes, offset)?),
+            FieldKind::Histogram => Value::Histogram(Box::new(HistogramView::parse(
+                &self.bytes,
+                offset,
+                field.unit,
+            )?)),
+            FieldKind::Heartbeat => Value::Heartbeat(*self.heartbeats.get(&offset)?),
+            FieldKind::FlightRing => Value::Flight(FlightView::parse(
+                &self.bytes,
+                offset,
+                *self.rings.get(&offset)?,
+            )),
+        })
+    }
+
+    /// Offsets of all rows of all fields of a kind of value.
+    fn offsets(&self, kind: FieldKind) -> Vec<usize> {
+        let fields = self.kind.fields.iter().filter(|field| field.kind == kind);
+        fields
+            .flat_map(|field| self.rows(field).filter_map(|(row, _)| element(field, row)))
+            .collect()
+    }
+
+    fn rows_weighed(&self) -> usize {
+        self.kind.fields.iter().fold(0usize, |sum, field| {
+            let weight = match field.kind {
+                FieldKind::Counter | FieldKind::Gauge => 1,
+                FieldKind::Histogram | FieldKind::Heartbeat => 16,
+                FieldKind::FlightRing => 64,
+            };
+            sum.saturating_add(self.rows(field).count().saturating_mul(weight))
+        })
+    }
+}
+
+fn element(field: &FieldView, row: usize) -> Option<usize> {
+    field.offset.checked_add(row.checked_mul(field.stride)?)
+}
+
+/// Reads a section; `None` if it does not fit what may still be read.
+pub(super) fn load<S: Source>(
+    source: &S,
+    entry: Entry,
+    budget: &mut Budget,
+) -> std::io::Result<Option<SectionView>> {
+    let mut section = SectionView {
+        instance: instance(&entry),
+        name: entry.name,
+        truncated: false,
+        kind: entry.kind,
+        labels: entry.labels,
+        bytes: Vec::new(),
+        rings: BTreeMap::new(),
+        heartbeats: BTreeMap::new(),
+    };
+    let rows = section.rows_weighed();
+    let (Some(bytes), Some(rows)) = (
+        budget.bytes.checked_sub(entry.bytes),
+        budget.rows.checked_sub(rows),
+    ) else {
+        return Ok(None);
+    };
+    *budget = Budget { bytes, rows };
+    // Offsets are checked to lie in the section by reading from its copy; what is read apart from
+    // it is bounded here.
+    let inside = |offset: usize, bytes: usize| {
+        let end = offset.checked_add(bytes)?;
+        let at = entry.offset.checked_add(offset as u64)?;
+        (end <= entry.bytes).then_some(at)
+    };
+    let mut before = Vec::new();
+    for offset in section.offsets(FieldKind::FlightRing) {
+        if let Some(at) = inside(offset, 8) {
+            before.push((offset, at, word(&read(source, at, 8)?, 0)));
+        }
+    }
+    section.bytes = read(source, entry.offset, entry.bytes)?;
+    section.truncated = section.bytes.len() < entry.bytes;
+    for (offset, at, before) in before {
+        let after = word(&read(source, at, 8)?, 0);
+        if let (Some(before), Some(after)) = (before, after) {
+            section.rings.insert(offset, (before, after));
+        }
+    }
+    for offset in section.offsets(FieldKind::Heartbeat) {
+        if let Some(at) = inside(offset, 32)
+            && let Some(heartbeat) = HeartbeatView::read(source, at)?
+        {
+            section.heartbeats.insert(offset, heartbeat);
+        }
+    }
+    Ok(Some(section))
+}
+
+/// The parts of a section's name after its kind, under the labels that its kind gives them; what
+/// is too much belongs to the last one.
+fn instance(entry: &Entry) -> Vec<(String, String)> {
+    let labels = &entry.kind.instance;
+    let parts = entry.name.split_once('/').map_or("", |(_, parts)| parts);
+    let parts = parts.splitn(labels.len().max(1), '/');
+    let parts = parts.chain(std::iter::repeat(""));
+    let pairs = labels.iter().zip(parts);
+    pairs
+        .map(|(label, part)| (label.clone(), part.to_owned()))
+        .collect()
+}

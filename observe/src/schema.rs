@@ -1,0 +1,163 @@
+//! How a section of the black box describes itself to readers of another version.
+
+use crate::cell::Histogram;
+
+/// What a number measures. Stored as one byte in the black box: add at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Unit {
+    /// A pure number of things.
+    None = 0,
+    /// Nanoseconds.
+    Nanoseconds = 1,
+    /// Bytes.
+    Bytes = 2,
+    /// 4 KiB pages.
+    Pages = 3,
+    /// Readings of the writer's [`crate::Clock`].
+    Ticks = 4,
+}
+
+impl Unit {
+    /// All units.
+    pub const ALL: [Unit; 5] = [
+        Unit::None,
+        Unit::Nanoseconds,
+        Unit::Bytes,
+        Unit::Pages,
+        Unit::Ticks,
+    ];
+}
+
+/// How a field's bytes are to be read. Stored as one byte in the black box: add at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FieldKind {
+    /// A [`crate::Counter`]: 8 bytes.
+    Counter = 1,
+    /// A [`crate::Gauge`]: 8 bytes.
+    Gauge = 2,
+    /// A [`crate::Histogram`].
+    Histogram = 3,
+    /// A [`crate::Heartbeat`]: state, address, since, tid.
+    Heartbeat = 4,
+    /// A [`crate::FlightRing`].
+    FlightRing = 5,
+}
+
+impl FieldKind {
+    /// All kinds.
+    pub const ALL: [FieldKind; 5] = [
+        FieldKind::Counter,
+        FieldKind::Gauge,
+        FieldKind::Histogram,
+        FieldKind::Heartbeat,
+        FieldKind::FlightRing,
+    ];
+}
+
+/// One field of a section, or one column of a table in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Lower-case with underscores, without unit suffix; unique in its section kind.
+    pub name: &'static str,
+    /// How to read it.
+    pub kind: FieldKind,
+    /// What it measures.
+    pub unit: Unit,
+    /// One sentence for people.
+    pub help: &'static str,
+    /// Bytes from the start of the section.
+    pub offset: usize,
+    /// Elements: 1, or the rows of the table that this is a column of.
+    pub count: usize,
+    /// Bytes from one element to the next (0 when `count` is 1).
+    pub stride: usize,
+    /// For tables: the label that tells rows apart (`reason`, `device`), whose values the section
+    /// was given when it was made. Empty otherwise. Rows without a value are not shown.
+    pub label: &'static str,
+}
+
+impl Field {
+    /// A lone counter.
+    pub const fn counter(
+        name: &'static str,
+        unit: Unit,
+        offset: usize,
+        help: &'static str,
+    ) -> Self {
+        Field::lone(name, FieldKind::Counter, unit, offset, help)
+    }
+
+    /// A lone gauge.
+    pub const fn gauge(name: &'static str, unit: Unit, offset: usize, help: &'static str) -> Self {
+        Field::lone(name, FieldKind::Gauge, unit, offset, help)
+    }
+
+    /// A lone histogram.
+    pub const fn histogram(
+        name: &'static str,
+        unit: Unit,
+        offset: usize,
+        help: &'static str,
+    ) -> Self {
+        Field::lone(name, FieldKind::Histogram, unit, offset, help)
+    }
+
+    /// Any lone field.
+    pub const fn lone(
+        name: &'static str,
+        kind: FieldKind,
+        unit: Unit,
+        offset: usize,
+        help: &'static str,
+    ) -> Self {
+        Field {
+            name,
+            kind,
+            unit,
+            help,
+            offset,
+            count: 1,
+            stride: 0,
+            label: "",
+        }
+    }
+
+    /// The same field as a column of a table of `count` rows, `stride` bytes apart.
+    pub const fn column(self, count: usize, stride: usize, label: &'static str) -> Self {
+        Field {
+            count,
+            stride,
+            label,
+            ..self
+        }
+    }
+
+    /// Bytes of one element.
+    pub const fn element_bytes(&self) -> usize {
+        match self.kind {
+            FieldKind::Counter | FieldKind::Gauge => 8,
+            FieldKind::Histogram => size_of::<Histogram>(),
+            FieldKind::Heartbeat => size_of::<crate::Heartbeat>(),
+            FieldKind::FlightRing => size_of::<crate::FlightRing>(),
+        }
+    }
+}
+
+/// A struct that can live in the black box.
+///
+/// # Safety
+/// The type must be `#[repr(C)]`, contain only the cells of this crate (or arrays and `repr(C)`
+/// structs of them, and explicit padding), so that all-zero bytes are a valid value and shared
+/// references to it may be written through by its owner.
+#[allow(unsafe_code)]
+pub unsafe trait Section: Sync + Sized + 'static {
+    /// The kind, the first part of a section's name: `vcpu` in `vcpu/0`.
+    const KIND: &'static str;
+    /// Labels of an instance, one for each further part of the name: `["vcpu"]`, or
+    /// `["device", "queue"]` for `queue/rootfs/0`.
+    const INSTANCE: &'static [&'static str];
+    /// All fields.
+    const FIELDS: &'static [Field];
+}
