@@ -1,0 +1,325 @@
+//! The block device (virtio 1.2, section 5.2): a regular file or block device of the host.
+//!
+//! Requests are carried out on the I/O thread, one system call each, straight between the guest's
+//! buffers and the file.
+
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+
+pub mod request;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk as blk;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use self::request::{Disk, HEADER_BYTES, Operation, Refusal, Request, SECTOR_BYTES};
+use super::device::{ConfigSpace, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
+use super::queue::{Chain, QueueRunner};
+use super::witness::Done;
+
+const QUEUE_SIZE: u16 = 256;
+/// Data segments of a request: the queue without header and status.
+const SEG_MAX: u32 = 254;
+
+/// A drive, as the machine's builder wants it.
+#[derive(Clone, Debug)]
+pub struct BlockSpec {
+    /// Its id, which the guest reads as the disk's serial (20 bytes of it).
+    pub id: String,
+    /// The file or host block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// Whether flushes are offered; they are `fdatasync` then.
+    pub flush: bool,
+}
+
+/// Why a drive cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// There is no such file.
+    #[error(
+        "drive {id}: {path} does not exist; make it (truncate -s 1G {path}) or correct the path"
+    )]
+    Missing {
+        /// The drive.
+        id: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The path leads to something that is no disk.
+    #[error("drive {id}: {path} is {what}; give a regular file or a block device")]
+    NoDisk {
+        /// The drive.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// This process may not open it.
+    #[error(
+        "drive {id}: {path} may not be opened for {mode}: give this process the right, or set is_read_only: {source}"
+    )]
+    Denied {
+        /// The drive.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// `reading` or `reading and writing`.
+        mode: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It holds not even a sector.
+    #[error(
+        "drive {id}: {path} has {bytes} bytes, less than a sector; give it a size (truncate -s 1G {path})"
+    )]
+    Empty {
+        /// The drive.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Something else failed.
+    #[error("drive {id}: {path} cannot be opened: {source}")]
+    Open {
+        /// The drive.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A disk of the guest.
+pub struct BlockDevice {
+    spec: BlockSpec,
+    /// In the machine; the id, unless something else there has that name.
+    name: String,
+    file: File,
+    disk: Disk,
+    config: Arc<ConfigSpace>,
+}
+
+impl BlockDevice {
+    /// Opens the drive's file. Its size is taken now; a rest of less than a sector is left out.
+    ///
+    /// # Errors
+    /// [`BlockError`]: what is wrong with the path, and what to do.
+    pub fn open(spec: BlockSpec) -> Result<Self, BlockError> {
+        let (file, bytes) = open(&spec)?;
+        let sectors = bytes.checked_div(SECTOR_BYTES).unwrap_or(0);
+        if sectors == 0 {
+            let BlockSpec { id, path, .. } = spec;
+            return Err(BlockError::Empty { id, path, bytes });
+        }
+        if !bytes.is_multiple_of(SECTOR_BYTES) {
+            let (id, path) = (&spec.id, spec.path.display());
+            tracing::warn!(
+                "drive {id}: {path} has {bytes} bytes; the guest sees {sectors} whole sectors of 512"
+            );
+        }
+        let disk = Disk {
+            sectors,
+            read_only: spec.read_only,
+            flush: spec.flush,
+        };
+        Ok(BlockDevice {
+            name: spec.id.clone(),
+            spec,
+            file,
+            disk,
+            config: Arc::new(config(sectors)),
+        })
+    }
+
+    /// Has the machine call the drive `name`, which is its id otherwise. The guest sees the id.
+    #[must_use]
+    pub fn named(mut self, name: String) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// Carries a request out. `None` when the chain has no header or no place for the status.
+    fn serve(&self, chain: &mut Chain, queue: &QueueRunner) -> Option<Done> {
+        let mut header = [0; HEADER_BYTES];
+        if chain.readable.copy_to(0, &mut header) < HEADER_BYTES {
+            return None;
+        }
+        chain.readable.advance(HEADER_BYTES);
+        let (from_guest, room) = (chain.readable.bytes(), chain.writable.bytes());
+        let status = chain.writable.split_last_byte()?;
+        let to_guest = room.saturating_sub(1);
+        let request = request::parse(header, from_guest as u64, to_guest as u64, self.disk);
+        let outcome = self.carry_out(request, chain).map_err(|error| match error {
+            Failure::Refused(refusal) => refusal,
+            Failure::Host(error) => {
+                queue.host_error(request.operation as u8, &error);
+                Refusal::Host
+            }
+        });
+        status.set(outcome.map_or_else(Refusal::status, |_| blk::VIRTIO_BLK_S_OK as u8));
+        Some(Done {
+            operation: request.operation as u8,
+            written: u32::try_from(room).unwrap_or(u32::MAX),
+            payload: outcome.unwrap_or(0) as u64,
+            failed: outcome.is_err(),
+        })
+    }
+
+    /// Gives the payload's bytes.
+    fn carry_out(&self, request: Request, chain: &mut Chain) -> Result<usize, Failure> {
+        let offset = request.offset.map_err(Failure::Refused)?;
+        let file = self.file.as_fd();
+        let (from_guest, to_guest) = (chain.readable.bytes(), chain.writable.bytes());
+        match request.operation {
+            Operation::Read => {
+                chain.writable.fill_from(file, offset)?;
+                Ok(to_guest)
+            }
+            Operation::Write => {
+                chain.readable.drain_to(file, offset)?;
+                Ok(from_guest)
+            }
+            Operation::Flush => {
+                self.file.sync_data()?;
+                Ok(0)
+            }
+            Operation::GetId => {
+                let serial = request::serial(&self.spec.id);
+                Ok(chain.writable.copy_from(0, &serial))
+            }
+            Operation::Unsupported => Err(Failure::Refused(Refusal::Unsupported)),
+        }
+    }
+}
+
+enum Failure {
+    Refused(Refusal),
+    Host(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Host(error)
+    }
+}
+
+impl VirtioDevice for BlockDevice {
+    fn profile(&self) -> DeviceProfile {
+        let mut features = TRANSPORT_FEATURES;
+        features |= 1 << blk::VIRTIO_BLK_F_SEG_MAX | 1 << blk::VIRTIO_BLK_F_BLK_SIZE;
+        features |= u64::from(self.spec.read_only) << blk::VIRTIO_BLK_F_RO;
+        features |= u64::from(self.spec.flush) << blk::VIRTIO_BLK_F_FLUSH;
+        DeviceProfile {
+            device_type: VIRTIO_ID_BLOCK,
+            name: self.name.clone(),
+            features,
+            queue_max_sizes: vec![QUEUE_SIZE],
+            config: Arc::clone(&self.config),
+            operations: request::OPERATIONS,
+            drop_causes: &[],
+        }
+    }
+
+    fn activate(&mut self, _features: u64, _queues: &mut [QueueRunner]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn queue_ready(&mut self, index: usize, queues: &mut [QueueRunner]) {
+        let Some(queue) = queues.get_mut(index) else {
+            return;
+        };
+        while let Some(mut chain) = queue.request() {
+            match self.serve(&mut chain, queue) {
+                Some(done) => queue.complete(chain, done),
+                None => queue.reject(chain),
+            }
+        }
+    }
+
+    fn reset(&mut self) {}
+}
+
+fn open(spec: &BlockSpec) -> Result<(File, u64), BlockError> {
+    let (id, path) = (spec.id.clone(), spec.path.clone());
+    let judge = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => BlockError::Missing {
+            id: id.clone(),
+            path: path.clone(),
+        },
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => BlockError::Denied {
+            id: id.clone(),
+            path: path.clone(),
+            mode: if spec.read_only {
+                "reading"
+            } else {
+                "reading and writing"
+            },
+            source,
+        },
+        _ => BlockError::Open {
+            id: id.clone(),
+            path: path.clone(),
+            source,
+        },
+    };
+    // Judged before it is opened: opening a FIFO would wait for its other end.
+    if let Some(what) = no_disk(&spec.path).map_err(judge)? {
+        let (id, path) = (id.clone(), path.clone());
+        return Err(BlockError::NoDisk { id, path, what });
+    }
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .read(true)
+        .write(!spec.read_only)
+        .open(&spec.path)
+        .map_err(judge)?;
+    // The end of a block device is where seeking to it leads; its metadata says zero.
+    let bytes = file.seek(SeekFrom::End(0)).map_err(judge)?;
+    Ok((file, bytes))
+}
+
+fn no_disk(path: &Path) -> io::Result<Option<&'static str>> {
+    let kind = std::fs::metadata(path)?.file_type();
+    Ok(match () {
+        () if kind.is_file() || kind.is_block_device() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_fifo() => Some("a FIFO"),
+        () if kind.is_socket() => Some("a socket"),
+        () => Some("a character device"),
+    })
+}
+
+/// `struct virtio_blk_config` as far as the features offered reach: capacity, seg_max, blk_size.
+fn config(sectors: u64) -> ConfigSpace {
+    let config = ConfigSpace::new(&[0; 60]);
+    config.write(0, &sectors.to_le_bytes());
+    config.write(12, &SEG_MAX.to_le_bytes());
+    config.write(20, &(SECTOR_BYTES as u32).to_le_bytes());
+    config
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+mod tests;

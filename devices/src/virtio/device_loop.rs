@@ -1,0 +1,282 @@
+//! One device on its I/O thread: the one event subscriber that serves every kind of device.
+//!
+//! It reads kicks, serves queues in turns, arms and disarms the backend's descriptors, and obeys
+//! the messages of the transport and of the thread's owner, which come in order through a mailbox.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::counters::Flight;
+use super::device::VirtioDevice;
+use super::link::{DeviceEventKind, signal};
+use super::queue::{QueueLayout, QueueRunner};
+use super::witness::Witness;
+
+/// Event data of the mailbox's eventfd.
+const WAKE: u32 = 0;
+/// Event data of queue 0's kicks; the others follow.
+const KICKS: u32 = 1;
+/// Event data of the backend with token 0; the others follow.
+const BACKENDS: u32 = 0x1_0000;
+
+/// What a device is told. Those with `done` are confirmed by a message on it.
+pub(crate) enum Control {
+    /// The driver set DRIVER_OK.
+    Activate {
+        features: u64,
+        layouts: Vec<QueueLayout>,
+    },
+    /// The driver wrote 0 to the status register.
+    Reset { done: SyncSender<()> },
+    /// Stop serving; finish what is begun.
+    Pause { done: SyncSender<()> },
+    /// Go on.
+    Resume { done: SyncSender<()> },
+}
+
+struct Backend {
+    token: u32,
+    fd: RawFd,
+    armed: EventSet,
+}
+
+/// See the module.
+pub(crate) struct DeviceLoop {
+    device: Box<dyn VirtioDevice>,
+    queues: Vec<QueueRunner>,
+    kicks: Vec<Arc<EventFd>>,
+    wake: Arc<EventFd>,
+    mailbox: Receiver<Control>,
+    backends: Vec<Backend>,
+    witness: Arc<Witness>,
+    active: bool,
+    paused: bool,
+    /// Queues that want a turn without a kick.
+    waiting: Vec<bool>,
+    /// Who is told when this round is done.
+    confirm: Vec<SyncSender<()>>,
+}
+
+impl DeviceLoop {
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        queues: Vec<QueueRunner>,
+        kicks: Vec<Arc<EventFd>>,
+        wake: Arc<EventFd>,
+        mailbox: Receiver<Control>,
+        witness: Arc<Witness>,
+    ) -> Self {
+        let backends = device.backends();
+        DeviceLoop {
+            waiting: vec![false; queues.len()],
+            confirm: Vec::new(),
+            device,
+            queues,
+            kicks,
+            wake,
+            mailbox,
+            backends: backends
+                .into_iter()
+                .map(|(token, fd)| Backend {
+                    token,
+                    fd,
+                    armed: EventSet::empty(),
+                })
+                .collect(),
+            witness,
+            active: false,
+            paused: false,
+        }
+    }
+
+    fn serving(&self) -> bool {
+        self.active && !self.paused
+    }
+
+    fn obey(&mut self, control: Control) {
+        match control {
+            Control::Activate { features, layouts } => self.activate(features, &layouts),
+            Control::Reset { done } => {
+                self.reset();
+                self.confirm.push(done);
+            }
+            Control::Pause { done } => {
+                if self.active {
+                    self.device.pause(&mut self.queues);
+                }
+                self.paused = true;
+                self.witness.life(Flight::Pause, 0);
+                self.confirm.push(done);
+            }
+            Control::Resume { done } => {
+                self.paused = false;
+                self.waiting.fill(true);
+                self.witness.life(Flight::Resume, 0);
+                self.confirm.push(done);
+            }
+        }
+    }
+
+    fn activate(&mut self, features: u64, layouts: &[QueueLayout]) {
+        self.witness.life(Flight::Activate, features);
+        for (queue, layout) in self.queues.iter_mut().zip(layouts) {
+            if let Err(error) = queue.activate(layout, features) {
+                queue.fail(error);
+            }
+        }
+        match self.device.activate(features, &mut self.queues) {
+            Ok(()) => {
+                self.active = true;
+                // Kicks may have come before the queues were known.
+                self.waiting.fill(true);
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                let why = DeviceEventKind::NotStarted { reason };
+                self.witness.ask_for_reset(why);
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        self.active = false;
+        self.waiting.fill(false);
+        self.device.reset();
+        for (queue, kick) in self.queues.iter_mut().zip(&self.kicks) {
+            if let Ok(kicks) = kick.read() {
+                queue.kicked(kicks);
+            }
+            queue.deactivate();
+        }
+        self.witness.life(Flight::Reset, 0);
+    }
+
+    fn serve(&mut self, index: usize) {
+        if self.serving() {
+            self.device.queue_ready(index, &mut self.queues);
+        }
+    }
+
+    fn kicked(&mut self, index: usize) {
+        let Some((kick, queue)) = self.kicks.get(index).zip(self.queues.get_mut(index)) else {
+            return;
+        };
+        // Nothing to read: a reset drained it first.
+        if let Ok(kicks) = kick.read() {
+            queue.kicked(kicks);
+            self.serve(index);
+        }
+    }
+
+    /// Looks for kicks that never came, and serves their queues in the next round.
+    pub fn look_for_lost_kicks(&mut self) {
+        if !self.serving() {
+            return;
+        }
+        let mut lost = false;
+        for (queue, waiting) in self.queues.iter_mut().zip(&mut self.waiting) {
+            if queue.kick_was_lost() {
+                (*waiting, lost) = (true, true);
+            }
+        }
+        if lost {
+            signal(&self.wake);
+        }
+    }
+
+    fn serve_waiting(&mut self) {
+        for index in 0..self.waiting.len() {
+            let waiting = self.waiting.get_mut(index).map(std::mem::take);
+            if waiting == Some(true) {
+                self.serve(index);
+            }
+        }
+    }
+
+    fn end_turn(&mut self) {
+        for (queue, waiting) in self.queues.iter_mut().zip(&mut self.waiting) {
+            *waiting |= queue.end_turn();
+        }
+        if self.serving() && self.waiting.contains(&true) {
+            signal(&self.wake);
+        }
+    }
+
+    /// Makes epoll wait for what the device waits for. A descriptor of no interest is taken out:
+    /// left in, an error on it would wake the thread without end.
+    fn arm(&mut self, ops: &mut EventOps) {
+        let serving = self.active && !self.paused;
+        for backend in &mut self.backends {
+            let wanted = match serving {
+                true => self.device.interest(backend.token),
+                false => EventSet::empty(),
+            };
+            if wanted == backend.armed {
+                continue;
+            }
+            let data = BACKENDS + backend.token;
+            let events = Events::with_data_raw(backend.fd, data, wanted);
+            let result = match (backend.armed.is_empty(), wanted.is_empty()) {
+                (true, _) => ops.add(events),
+                (false, true) => ops.remove(events),
+                (false, false) => ops.modify(events),
+            };
+            backend.armed = wanted;
+            if let Err(error) = result {
+                let reason = format!("its backend cannot be waited for: {error}");
+                self.witness
+                    .ask_for_reset(DeviceEventKind::NotStarted { reason });
+            }
+        }
+    }
+}
+
+impl MutEventSubscriber for DeviceLoop {
+    fn init(&mut self, ops: &mut EventOps) {
+        let wake = Events::with_data(&*self.wake, WAKE, EventSet::IN);
+        let kicks = (KICKS..).zip(&self.kicks);
+        let kicks = kicks.map(|(data, kick)| Events::with_data(&**kick, data, EventSet::IN));
+        for events in std::iter::once(wake).chain(kicks) {
+            if let Err(error) = ops.add(events) {
+                let reason = format!("its events cannot be waited for: {error}");
+                self.witness
+                    .ask_for_reset(DeviceEventKind::NotStarted { reason });
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let now = self.witness.enter();
+        for queue in &mut self.queues {
+            queue.begin_turn(now);
+        }
+        // Messages first: a kick may belong to the activation that waits behind it.
+        while let Ok(control) = self.mailbox.try_recv() {
+            self.obey(control);
+        }
+        match events.data() {
+            WAKE => {
+                // Read before serving, so that a turn asked for meanwhile is not lost.
+                let _ = self.wake.read();
+            }
+            data @ BACKENDS.. if self.serving() => {
+                let token = data - BACKENDS;
+                let ready = events.event_set();
+                self.device.backend_ready(token, ready, &mut self.queues);
+            }
+            data @ KICKS..BACKENDS => self.kicked((data - KICKS) as usize),
+            _ => {}
+        }
+        self.serve_waiting();
+        self.end_turn();
+        self.arm(ops);
+        for done in self.confirm.drain(..) {
+            // Who asked may have given up waiting.
+            let _ = done.try_send(());
+        }
+    }
+}

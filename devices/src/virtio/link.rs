@@ -1,0 +1,176 @@
+//! What the two sides of a device share: the register file on vCPU threads and the device on its
+//! I/O thread. Atomics and eventfds alone.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::device::ConfigSpace;
+
+/// Why the guest is interrupted; the bits of the InterruptStatus register (virtio 1.2, 4.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Interrupt {
+    /// A queue has used buffers.
+    Queue = 1,
+    /// The configuration or the device's status changed.
+    Config = 2,
+}
+
+/// A nonblocking eventfd, as everything here wants it.
+pub(crate) fn event() -> io::Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+}
+
+/// Signals an eventfd. The only error a live one gives is a full counter, and then its reader is
+/// woken anyway.
+pub(crate) fn signal(event: &EventFd) {
+    let _ = event.write(1);
+}
+
+/// The interrupt line of a device: status bits, and the eventfd that KVM turns into an interrupt.
+#[derive(Debug)]
+pub struct InterruptLine {
+    status: AtomicU32,
+    event: EventFd,
+}
+
+impl InterruptLine {
+    fn new() -> io::Result<Self> {
+        Ok(InterruptLine {
+            status: AtomicU32::new(0),
+            event: event()?,
+        })
+    }
+
+    /// Raises the line.
+    pub fn trigger(&self, why: Interrupt) {
+        self.status.fetch_or(why as u32, Ordering::SeqCst);
+        signal(&self.event);
+    }
+
+    /// The pending reasons.
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// The guest's acknowledgement: clears the bits that it names.
+    pub fn acknowledge(&self, bits: u32) {
+        self.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// For irqfd.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+}
+
+/// What happened to a device, for the operator. Counters tell how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceEvent {
+    /// The device's name.
+    pub device: String,
+    /// What happened.
+    pub kind: DeviceEventKind,
+}
+
+/// See [`DeviceEvent`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceEventKind {
+    /// The host's kernel refused an operation. Told at most once a second for each device.
+    HostError {
+        /// What was asked.
+        operation: &'static str,
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// The guest broke a ring; the device waits for a reset by its driver.
+    QueueBroken {
+        /// The queue.
+        queue: u16,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The device's backend is gone and the device can do no more.
+    BackendGone {
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// The device cannot start.
+    NotStarted {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl std::fmt::Display for DeviceEventKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let os = |errno: &i32| io::Error::from_raw_os_error(*errno);
+        match self {
+            DeviceEventKind::HostError { operation, errno } => {
+                write!(
+                    f,
+                    "the host refused {operation}: {}; the guest was told",
+                    os(errno)
+                )
+            }
+            DeviceEventKind::QueueBroken { queue, reason } => write!(
+                f,
+                "the guest broke queue {queue}: {reason}; the device waits for its driver to reset it"
+            ),
+            DeviceEventKind::BackendGone { errno } => {
+                write!(f, "its backend is gone: {}; it can do no more", os(errno))
+            }
+            DeviceEventKind::NotStarted { reason } => write!(f, "it cannot start: {reason}"),
+        }
+    }
+}
+
+/// Is told of a device's events, on its I/O thread: it must not wait.
+pub type OnEvent = Arc<dyn Fn(DeviceEvent) + Send + Sync>;
+
+/// The shared part of one device.
+#[derive(Debug)]
+pub struct DeviceLink {
+    /// The device's name.
+    pub name: String,
+    /// Its interrupt.
+    pub interrupt: InterruptLine,
+    /// Its configuration space.
+    pub config: Arc<ConfigSpace>,
+    needs_reset: AtomicBool,
+}
+
+impl DeviceLink {
+    pub(crate) fn new(name: String, config: Arc<ConfigSpace>) -> io::Result<Self> {
+        Ok(DeviceLink {
+            name,
+            interrupt: InterruptLine::new()?,
+            config,
+            needs_reset: AtomicBool::new(false),
+        })
+    }
+
+    /// Sets DEVICE_NEEDS_RESET and tells the driver by a configuration interrupt (virtio 1.2,
+    /// 2.1.2). True when it was not set before.
+    pub fn ask_for_reset(&self) -> bool {
+        let first = !self.needs_reset.swap(true, Ordering::SeqCst);
+        self.interrupt.trigger(Interrupt::Config);
+        first
+    }
+
+    /// Whether the device waits for a reset.
+    pub fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// A fresh start.
+    pub(crate) fn clear(&self) {
+        self.needs_reset.store(false, Ordering::SeqCst);
+        self.interrupt.acknowledge(u32::MAX);
+        // An interrupt of the life before must not reach the next driver. Nothing pending is fine.
+        let _ = self.interrupt.event.read();
+    }
+}

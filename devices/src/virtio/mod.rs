@@ -1,0 +1,38 @@
+//! Virtio: devices on I/O threads, the queues between them and the guest, and the transport.
+//!
+//! ```text
+//! vCPU threads                 |  I/O thread `io-NAME`
+//! bus -> mmio::MmioTransport --mailbox--> device_loop -> blk, net
+//!        kicks (eventfds) ----------------^   |  ^
+//!        interrupt (eventfd) <--- queue::QueueRunner, the only user of the rings
+//! ```
+//! Owner threads: a device, its queues and their counters belong to its I/O thread; the register
+//! file belongs to the vCPUs, under one lock; they share atomics and eventfds ([`link`]) and talk
+//! by messages. Order of calls: [`IoThread::spawn`], [`DeviceCounters::place`],
+//! [`IoThread::attach`], then the transport goes on the bus and its events to KVM.
+
+pub mod blk;
+#[cfg(test)]
+mod conformance;
+pub mod counters;
+pub mod device;
+mod device_loop;
+pub mod io_thread;
+pub mod link;
+pub mod mmio;
+#[cfg(test)]
+mod mock_driver;
+pub mod net;
+pub mod queue;
+pub mod vectors;
+mod witness;
+
+pub use blk::{BlockDevice, BlockError, BlockSpec};
+pub use counters::{DeviceBlock, DeviceCounters, QueueBlock, ThreadBlock, TransportBlock};
+pub use device::{ConfigSpace, DeviceProfile, VirtioDevice};
+pub use io_thread::{IoThread, IoThreadError, IoThreadSpec};
+pub use link::{DeviceEvent, DeviceEventKind, DeviceLink, OnEvent};
+pub use mmio::MmioTransport;
+pub use net::{NetDevice, NetError, TapSpec};
+pub use queue::{Chain, QueueError, QueueLayout, QueueRunner};
+pub use witness::Done;

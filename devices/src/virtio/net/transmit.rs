@@ -1,0 +1,113 @@
+//! From the guest to the tap.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_NONE;
+
+use super::tap::HEADER_BYTES;
+use super::{Loss, OPERATION_TX, is_gone};
+use crate::virtio::queue::{Chain, QueueRunner};
+use crate::virtio::witness::Done;
+
+/// The smallest frame: an Ethernet header.
+const MIN_FRAME_BYTES: usize = 14;
+/// An Ethernet header with a VLAN tag, which the MTU does not count.
+const LINK_BYTES: usize = 18;
+/// The largest frame, segmented by the host or not.
+const MAX_FRAME_BYTES: usize = 65535 + LINK_BYTES;
+
+/// The sending half of a device.
+#[derive(Default)]
+pub struct Sender {
+    /// Bytes of a frame that the host does not segment.
+    limit: usize,
+    /// A frame that the tap did not take yet.
+    stalled: Option<Chain>,
+}
+
+impl Sender {
+    /// A sender for guests that were told this MTU.
+    pub fn new(mtu: Option<u16>) -> Self {
+        let limit = mtu.map_or(MAX_FRAME_BYTES, |mtu| {
+            usize::from(mtu).saturating_add(LINK_BYTES)
+        });
+        Sender {
+            limit,
+            stalled: None,
+        }
+    }
+
+    /// Whether the tap is full: then it is waited for.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.is_some()
+    }
+
+    /// Sends until the ring is empty, the turn is over, or the tap is full. Without a tap, frames
+    /// are dropped.
+    ///
+    /// # Errors
+    /// The tap is gone; the frame is kept for a call without one.
+    pub fn run(&mut self, tap: Option<BorrowedFd>, queue: &mut QueueRunner) -> io::Result<()> {
+        while let Some(chain) = self.stalled.take().or_else(|| queue.request()) {
+            let lost = match self.judge(&chain).and(tap.ok_or(Loss::TxNoTap)) {
+                Err(lost) => Some(lost),
+                Ok(tap) => match chain.readable.send(tap) {
+                    Ok(_) => None,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.stalled = Some(chain);
+                        return Ok(());
+                    }
+                    Err(error) if is_gone(&error) => {
+                        self.stalled = Some(chain);
+                        return Err(error);
+                    }
+                    Err(error) => Some(refused(&error, queue)),
+                },
+            };
+            finish(chain, lost, queue);
+        }
+        Ok(())
+    }
+
+    fn judge(&self, chain: &Chain) -> Result<(), Loss> {
+        let mut header = [0; HEADER_BYTES];
+        chain.readable.copy_to(0, &mut header);
+        let [_flags, segmentation, ..] = header;
+        let whole = u32::from(segmentation) == VIRTIO_NET_HDR_GSO_NONE;
+        let limit = if whole { self.limit } else { MAX_FRAME_BYTES };
+        match chain.readable.bytes().checked_sub(HEADER_BYTES) {
+            None | Some(..MIN_FRAME_BYTES) => Err(Loss::TxMalformed),
+            Some(frame) if frame > limit => Err(Loss::TxOversize),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// The host understood the frame and did not take it, or did not understand it.
+fn refused(error: &io::Error, queue: &QueueRunner) -> Loss {
+    if error.raw_os_error() == Some(libc::EINVAL) {
+        return Loss::TxMalformed;
+    }
+    queue.host_error(OPERATION_TX, error);
+    Loss::TxRefused
+}
+
+fn finish(chain: Chain, lost: Option<Loss>, queue: &mut QueueRunner) {
+    if let Some(cause) = lost {
+        queue.dropped(cause as usize);
+    }
+    let payload = match lost {
+        None => chain.readable.bytes().saturating_sub(HEADER_BYTES) as u64,
+        Some(_) => 0,
+    };
+    let done = Done {
+        operation: OPERATION_TX,
+        written: 0,
+        payload,
+        failed: lost.is_some(),
+    };
+    queue.complete(chain, done);
+}

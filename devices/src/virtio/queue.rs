@@ -1,0 +1,405 @@
+//! The queue runner: the only code that touches [`virtio_queue::Queue`].
+//!
+//! It takes requests from the ring, gives them back, suppresses kicks while it works, interrupts
+//! the guest when the driver wants it, and counts all of that, once for every device. A guest that
+//! breaks a ring gets DEVICE_NEEDS_RESET; the runner then gives nothing more until the next
+//! activation, and everything around it goes on.
+//!
+//! A device's loop is
+//! ```text
+//! while let Some(chain) = queue.request() { ...; queue.complete(chain, done) }
+//! ```
+//! which ends when the ring is empty and kicks are wanted again, or when the turn is used up; then
+//! the runner asks for another turn by itself.
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+
+mod error;
+#[cfg(feature = "fuzzing")]
+pub mod harness;
+mod report;
+mod ring;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use memory::GuestRam;
+use observe::{Block, Ticks};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+pub use self::error::QueueError;
+pub use self::ring::{Chain, QueueLayout};
+use self::ring::{interrupt_is_wanted, pop, put_unseen, validated};
+use super::counters::QueueBlock;
+use super::device::F_EVENT_IDX;
+use super::link::Interrupt;
+use super::witness::{Done, Witness};
+
+/// Requests in one turn at most; another turn follows after the thread's other work.
+pub const TURN_REQUESTS: u32 = 64;
+/// A turn ends when it took this long.
+const TURN_NS: u64 = 5_000_000;
+/// A completion waits no longer than this for others to share its interrupt.
+const SIGNAL_NS: u64 = 100_000;
+/// One queue of one device, for the device's whole life.
+pub struct QueueRunner {
+    index: u16,
+    max_size: u16,
+    ram: Arc<GuestRam>,
+    block: Arc<Block<QueueBlock>>,
+    witness: Arc<Witness>,
+    ring: Option<Queue>,
+    broken: Option<QueueError>,
+    /// Counts activations, so that a chain of a former one is recognised.
+    epoch: u32,
+    in_flight: u16,
+    suppressed: bool,
+    now: Ticks,
+    turn_began: Ticks,
+    turn_left: u32,
+    again: bool,
+    /// When the oldest completion was made that no interrupt decision has covered.
+    unsignalled: Option<Ticks>,
+    /// The used index at the last interrupt decision.
+    signalled: u16,
+    /// The ring position at which a kick seemed to be missing at the last look.
+    suspect: Option<u16>,
+    spare: Vec<Chain>,
+}
+
+impl QueueRunner {
+    pub(crate) fn new(
+        index: u16,
+        max_size: u16,
+        ram: Arc<GuestRam>,
+        block: Arc<Block<QueueBlock>>,
+        witness: Arc<Witness>,
+    ) -> Self {
+        QueueRunner {
+            index,
+            max_size,
+            ram,
+            block,
+            witness,
+            ring: None,
+            broken: None,
+            epoch: 0,
+            in_flight: 0,
+            suppressed: false,
+            now: 0,
+            turn_began: 0,
+            turn_left: 0,
+            again: false,
+            unsignalled: None,
+            signalled: 0,
+            suspect: None,
+            spare: Vec::new(),
+        }
+    }
+
+    /// Sets the queue up where the driver put it. A layout that is not ready leaves it unused.
+    pub(crate) fn activate(
+        &mut self,
+        layout: &QueueLayout,
+        features: u64,
+    ) -> Result<(), QueueError> {
+        self.deactivate();
+        if !layout.ready {
+            return Ok(());
+        }
+        let mut ring = validated(layout, self.max_size, &self.ram)?;
+        ring.set_event_idx(features & F_EVENT_IDX != 0);
+        ring.set_ready(true);
+        self.ring = Some(ring);
+        self.block.size.set(u64::from(layout.size));
+        Ok(())
+    }
+
+    /// Gives the queue up.
+    pub(crate) fn deactivate(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        (self.ring, self.broken, self.unsignalled, self.suspect) = (None, None, None, None);
+        (self.in_flight, self.signalled) = (0, 0);
+        (self.suppressed, self.again) = (false, false);
+        self.block.size.set(0);
+        self.block.in_flight.set(0);
+        self.block.in_flight_since.set(0);
+        self.block.starved_since.set(0);
+    }
+
+    /// Marks the ring broken: nothing more comes from it until the driver resets the device.
+    pub fn fail(&mut self, error: QueueError) {
+        if self.broken.is_none() {
+            self.broken = Some(error);
+            self.block.broken.inc();
+            self.block.broken_reason.set(error.number());
+            self.witness.broken(self.index, &error);
+        }
+    }
+
+    /// The fault that stopped the queue, if one did.
+    pub fn broken(&self) -> Option<QueueError> {
+        self.broken
+    }
+
+    /// Takes the next request. `None` when the ring is empty (and kicks are wanted again), the
+    /// turn is used up, or the ring is broken.
+    pub fn request(&mut self) -> Option<Chain> {
+        if self.turn_left == 0 || self.turn_is_over() {
+            self.again = self.want_kicks();
+            return None;
+        }
+        self.turn_left = self.turn_left.saturating_sub(1);
+        let mut chain = self.take()?;
+        self.begin(&mut chain);
+        Some(chain)
+    }
+
+    /// Takes the next chain without counting it as a request: a buffer for data to come. It is
+    /// counted when it is completed, and not at all when it is given back.
+    pub fn take(&mut self) -> Option<Chain> {
+        self.suppress_kicks(true);
+        if let Some(chain) = self.pop() {
+            return Some(chain);
+        }
+        // Kicks are wanted again; what came just before that is taken now.
+        if !self.want_kicks() {
+            return None;
+        }
+        self.suppress_kicks(true);
+        self.pop()
+    }
+
+    /// Puts `chains`, the last that were taken, back into the ring.
+    pub fn give_back(&mut self, chains: impl Iterator<Item = Chain>) {
+        for chain in chains {
+            if chain.epoch == self.epoch
+                && let Some(ring) = self.ring.as_mut()
+            {
+                ring.go_to_previous_position();
+            }
+            self.recycle(chain);
+        }
+    }
+
+    /// Gives a request back to the guest.
+    pub fn complete(&mut self, chain: Chain, done: Done) {
+        self.complete_all(std::iter::once((chain, done)));
+    }
+
+    /// Gives several chains back at once: the guest sees all of them or none. A driver of the
+    /// network does not wait for the rest of a packet.
+    pub fn complete_all(&mut self, chains: impl Iterator<Item = (Chain, Done)>) {
+        let mut waiting: Option<(Chain, Done)> = None;
+        self.now = self.witness.clock.ticks();
+        for next in chains {
+            if let Some((chain, done)) = waiting.replace(next) {
+                self.put_used(chain, done, false);
+            }
+        }
+        if let Some((chain, done)) = waiting {
+            self.put_used(chain, done, true);
+        }
+        let since = *self.unsignalled.get_or_insert(self.now);
+        if self.witness.clock.ns_between(since, self.now) > SIGNAL_NS {
+            self.signal();
+        }
+    }
+
+    /// Writes one element of the used ring; the last of a batch also moves the index, which makes
+    /// all of them visible.
+    fn put_used(&mut self, mut chain: Chain, done: Done, last: bool) {
+        self.begin(&mut chain);
+        let Some(ring) = self.ring.as_mut().filter(|_| chain.epoch == self.epoch) else {
+            return;
+        };
+        let put = match last {
+            true => ring.add_used(&*self.ram, chain.head, done.written).is_ok(),
+            false => put_unseen(ring, &self.ram, chain.head, done.written),
+        };
+        self.block.used_index.set(u64::from(ring.next_used()));
+        self.count_completion(&chain, &done);
+        self.recycle(chain);
+        if !put {
+            self.fail(QueueError::UsedRing);
+        }
+    }
+
+    /// Refuses a request that the device can make nothing of: the ring is broken.
+    pub fn reject(&mut self, chain: Chain) {
+        let head = chain.head;
+        if chain.counted && chain.epoch == self.epoch {
+            self.leave_flight();
+        }
+        self.recycle(chain);
+        self.fail(QueueError::TooSmall(head));
+    }
+
+    fn leave_flight(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.block.in_flight.set(u64::from(self.in_flight));
+        if self.in_flight == 0 {
+            self.block.in_flight_since.set(0);
+        }
+    }
+
+    fn count_completion(&mut self, chain: &Chain, done: &Done) {
+        let ns = self.witness.clock.ns_between(chain.taken, self.now);
+        self.leave_flight();
+        self.block.completions.inc();
+        self.block.bytes_read.add(chain.readable_bytes as u64);
+        self.block.bytes_written.add(u64::from(done.written));
+        self.block.service.record(ns);
+        self.witness.done(done, ns, self.now);
+    }
+
+    /// A new turn begins at `now`.
+    pub(crate) fn begin_turn(&mut self, now: Ticks) {
+        (self.now, self.turn_began, self.turn_left) = (now, now, TURN_REQUESTS);
+    }
+
+    /// The turn ends: interrupts what must be. True when the queue wants another turn.
+    pub(crate) fn end_turn(&mut self) -> bool {
+        self.signal();
+        if let Some(ring) = &self.ring {
+            self.block.avail_index.set(u64::from(ring.next_avail()));
+        }
+        let again = std::mem::take(&mut self.again) && self.broken.is_none();
+        self.block.yields.add(u64::from(again));
+        again
+    }
+
+    /// Counts what was read from the kick's eventfd; `false` when the ring has nothing new.
+    pub(crate) fn kicked(&mut self, kicks: u64) {
+        self.block.kicks.add(kicks);
+        self.suspect = None;
+        let new = self.ring.as_ref().is_some_and(|ring| self.pending(ring));
+        self.block.spurious_kicks.add(u64::from(!new));
+        self.witness.kicked(self.index, kicks, self.now);
+    }
+
+    fn pending(&self, ring: &Queue) -> bool {
+        ring.avail_idx(&*self.ram, Ordering::Acquire)
+            .is_ok_and(|index| index.0 != ring.next_avail())
+    }
+
+    /// Looks for a kick that never came: buffers in the ring at two looks in a row, at the same
+    /// place, while kicks were asked for. Counts it; the caller then serves the queue.
+    pub(crate) fn kick_was_lost(&mut self) -> bool {
+        let waiting = self
+            .ring
+            .as_ref()
+            .filter(|ring| !self.suppressed && self.broken.is_none() && self.pending(ring))
+            .map(QueueT::next_avail);
+        let lost = waiting.is_some() && waiting == self.suspect;
+        self.suspect = if lost { None } else { waiting };
+        self.block.lost_kicks.add(u64::from(lost));
+        lost
+    }
+
+    fn turn_is_over(&self) -> bool {
+        self.witness.clock.ns_between(self.turn_began, self.now) > TURN_NS
+    }
+
+    fn begin(&mut self, chain: &mut Chain) {
+        if chain.counted || chain.epoch != self.epoch {
+            return;
+        }
+        (chain.counted, chain.taken) = (true, self.now);
+        self.in_flight = self.in_flight.saturating_add(1);
+        self.block.requests.inc();
+        self.block.in_flight.set(u64::from(self.in_flight));
+        if self.in_flight == 1 {
+            self.block.in_flight_since.set(self.now);
+        }
+    }
+
+    fn recycle(&mut self, mut chain: Chain) {
+        chain.readable.clear();
+        chain.writable.clear();
+        if self.spare.len() < usize::from(self.max_size) {
+            self.spare.push(chain);
+        }
+    }
+
+    fn suppress_kicks(&mut self, suppress: bool) {
+        if suppress != self.suppressed
+            && let Some(ring) = self.ring.as_mut()
+        {
+            self.suppressed = suppress;
+            if suppress && ring.disable_notification(&*self.ram).is_err() {
+                self.fail(QueueError::UsedRing);
+            }
+        }
+    }
+
+    /// Asks for kicks; true when the ring has something already.
+    fn want_kicks(&mut self) -> bool {
+        self.suppressed = false;
+        if self.broken.is_some() {
+            return false;
+        }
+        let more = self
+            .ring
+            .as_mut()
+            .map(|ring| ring.enable_notification(&*self.ram));
+        match more {
+            Some(Ok(more)) => more,
+            Some(Err(_)) => {
+                self.fail(QueueError::UsedRing);
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn pop(&mut self) -> Option<Chain> {
+        if self.broken.is_some() {
+            return None;
+        }
+        let ring = self.ring.as_mut()?;
+        let mut chain = self.spare.pop().unwrap_or_else(|| Chain::new(&self.ram));
+        (chain.epoch, chain.counted) = (self.epoch, false);
+        let popped = pop(ring, &self.ram, self.in_flight, &mut chain);
+        match popped {
+            Ok(true) => return Some(chain),
+            Ok(false) => {}
+            Err(error) => self.fail(error),
+        }
+        self.recycle(chain);
+        None
+    }
+
+    /// Interrupts the guest for the completions since the last call, if its driver wants that.
+    fn signal(&mut self) {
+        if self.unsignalled.take().is_none() {
+            return;
+        }
+        let Some(ring) = self.ring.as_ref() else {
+            return;
+        };
+        let old = std::mem::replace(&mut self.signalled, ring.next_used());
+        match interrupt_is_wanted(ring, &self.ram, old) {
+            Ok(true) => {
+                self.block.interrupts.inc();
+                self.witness.link.interrupt.trigger(Interrupt::Queue);
+            }
+            Ok(false) => self.block.interrupts_suppressed.inc(),
+            Err(error) => self.fail(error),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+mod tests;

@@ -1,0 +1,51 @@
+//! What a device reports through its queue besides requests.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::QueueRunner;
+use crate::virtio::link::{DeviceEventKind, Interrupt};
+use crate::virtio::vectors::GuestVectors;
+
+impl QueueRunner {
+    /// Counts work that was lost, by its cause in [`crate::virtio::DeviceProfile::drop_causes`].
+    pub fn dropped(&self, cause: usize) {
+        self.witness.dropped(cause);
+    }
+
+    /// Reports an error of the host's kernel in `operation`.
+    pub fn host_error(&self, operation: u8, error: &std::io::Error) {
+        self.witness
+            .host_error(operation, error.raw_os_error().unwrap_or(libc::EIO));
+    }
+
+    /// Reports that the backend is gone for good.
+    pub fn backend_gone(&self, error: &std::io::Error) {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        self.witness.tell(DeviceEventKind::BackendGone { errno });
+    }
+
+    /// Tells the driver that the configuration space changed.
+    pub fn config_changed(&self) {
+        self.witness.link.interrupt.trigger(Interrupt::Config);
+    }
+
+    /// An empty list of buffers in the RAM that the queue's chains lie in.
+    pub fn vectors(&self) -> GuestVectors {
+        GuestVectors::new(Arc::clone(&self.ram))
+    }
+
+    /// Says whether the backend has data that the guest gave no buffer for.
+    pub fn starve(&self, starved: bool) {
+        let since = &self.block.starved_since;
+        match (starved, since.value()) {
+            (true, 0) => {
+                self.block.starved.inc();
+                since.set(self.now);
+            }
+            (false, 1..) => since.set(0),
+            _ => {}
+        }
+    }
+}
