@@ -1,1 +1,47 @@
-//! The machine: KVM, boot, vCPUs, interrupts, lifecycle. Embeddable
+//! The machine: KVM, boot, vCPUs, interrupts, lifecycle. Embeddable.
+//!
+//! The only user of the kvm crates. [`Vm::launch`] turns a [`VmSpec`] into a running guest with
+//! threads of its own: `vm` (the state driver), `vcpu-N`, `io-NAME`, `console`. All else is asked
+//! of the [`Vm`] handle or read from the black box.
+//!
+//! ```no_run
+//! use vmm::{BootSpec, Vm, VmEvent, VmSpec};
+//!
+//! let boot = BootSpec { kernel: "vmlinux".into(), ..BootSpec::default() };
+//! let (events, inbox) = std::sync::mpsc::channel();
+//! let vm = Vm::launch(VmSpec::new("demo", boot), move |event| drop(events.send(event)))?;
+//! while let Ok(event) = inbox.recv() {
+//!     println!("{event:?}");
+//! }
+//! # Ok::<(), vmm::LaunchError>(())
+//! ```
+
+mod arch;
+mod boot;
+#[cfg(test)]
+mod documentation;
+mod driver;
+pub mod host;
+mod hypervisor;
+pub mod lifecycle;
+mod machine;
+pub mod spec;
+pub mod validate;
+mod vcpu;
+mod vm;
+
+pub use boot::BootError;
+/// Undoes the raw mode that a console put its terminal into; async-signal-safe. For handlers of
+/// signals that kill the process: all other ways out undo it by themselves.
+pub use devices::legacy::restore_from_signal as restore_terminal;
+pub use hypervisor::HostError;
+pub use lifecycle::{VmCommand, VmState};
+pub use memory::MemoryError;
+pub use observe;
+pub use spec::{
+    Backing, BlackBoxSpec, BootSpec, Cache, DriveSpec, Entry, MemorySpec, NetSpec, SerialInput,
+    SerialOutput, SerialSpec, Unpack, VmSpec,
+};
+pub use validate::SpecError;
+pub use vcpu::exit::ResetCause;
+pub use vm::{CommandError, LaunchError, Outcome, Reply, Vm, VmEvent};

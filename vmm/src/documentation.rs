@@ -1,0 +1,63 @@
+//! That docs/observe.md tells of each metric of a VM, and of none that is not there.
+
+use std::collections::BTreeSet;
+
+use devices::legacy::ConsoleBlock;
+use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
+use observe::Section;
+use observe::openmetrics::{MetricType, families_of};
+
+use crate::vcpu::counters::VcpuBlock;
+
+const PAGE: &str = include_str!("../../docs/observe.md");
+
+/// What a row of the page begins with for each metric of `T`: the name of the sample without
+/// `vitrine_KIND_`, and the labels that the section's instance does not have.
+fn metrics<T: Section>() -> BTreeSet<String> {
+    let prefix = format!("vitrine_{}_", T::KIND);
+    let families = families_of::<T>().into_iter().map(|family| {
+        let total = match family.metric_type {
+            MetricType::Counter => "_total",
+            MetricType::Info => "_info",
+            MetricType::Gauge | MetricType::Histogram => "",
+        };
+        let name = family.name.strip_prefix(&prefix).expect("the kind");
+        let own = family.labels.iter().skip(T::INSTANCE.len());
+        let labels: String = own.map(|label| format!(" {{{label}}}")).collect();
+        format!("`{name}{total}`{labels}")
+    });
+    families.collect()
+}
+
+/// The first cells of the table under `vitrine_KIND_...`.
+fn documented(kind: &str) -> BTreeSet<String> {
+    let head = format!("| `vitrine_{kind}_...` |");
+    let mut lines = PAGE.lines().skip_while(|line| !line.starts_with(&head));
+    assert!(lines.next().is_some(), "no table for {kind}");
+    let rows = lines.take_while(|line| line.starts_with('|')).skip(1);
+    rows.map(|row| row.split('|').nth(1).expect("a cell").trim().to_owned())
+        .collect()
+}
+
+fn check<T: Section>() {
+    let (there, told) = (metrics::<T>(), documented(T::KIND));
+    let kind = T::KIND;
+    let silent: Vec<_> = there.difference(&told).collect();
+    assert!(silent.is_empty(), "{kind}: not documented: {silent:?}");
+    let invented: Vec<_> = told.difference(&there).collect();
+    assert!(invented.is_empty(), "{kind}: do not exist: {invented:?}");
+    for name in &there {
+        assert!(name.matches("bytes").count() <= 1, "{kind}: {name}");
+    }
+}
+
+#[test]
+fn the_page_on_metrics_has_each_of_them_and_no_others() {
+    check::<VcpuBlock>();
+    check::<QueueBlock>();
+    check::<DeviceBlock>();
+    check::<TransportBlock>();
+    check::<ThreadBlock>();
+    check::<ConsoleBlock>();
+    assert_eq!(PAGE.matches("_...` |").count(), 6, "a table for no block");
+}

@@ -1,0 +1,291 @@
+//! The `vm` thread: the state driver. It owns the [`Machine`], takes events before commands, and
+//! is the only one that changes the VM's state.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use devices::virtio::DeviceEvent;
+use observe::blackbox::End;
+
+use crate::lifecycle::{Admission, VmCommand, VmState, admit};
+use crate::machine::Machine;
+use crate::vcpu::{Report, ReportKind};
+use crate::vm::{CommandError, Outcome, Reply, Shared, VmEvent};
+
+/// What reaches the `vm` thread.
+pub enum Message {
+    /// From a vCPU.
+    Vcpu(Report),
+    /// From a device on its I/O thread.
+    Device(DeviceEvent),
+    /// An I/O thread panicked.
+    ThreadFailed {
+        /// Its name.
+        thread: String,
+        /// The panic's message.
+        detail: String,
+    },
+    /// The operator pressed the console's stop key.
+    StopKey,
+    /// From a handle.
+    Command(VmCommand, Reply),
+}
+
+/// The state driver.
+pub struct Driver {
+    machine: Machine,
+    shared: Arc<Shared>,
+    inbox: Receiver<Message>,
+    events: Box<dyn Fn(VmEvent) + Send>,
+    waiting_events: VecDeque<Message>,
+    waiting_commands: VecDeque<(VmCommand, Reply)>,
+    /// Pauses so far: the number of the newest.
+    pauses: u64,
+}
+
+/// Whether the VM goes on.
+type Flow = Result<(), Outcome>;
+
+impl Driver {
+    /// A driver for a machine that is built and not yet started.
+    pub(crate) fn new(
+        machine: Machine,
+        shared: Arc<Shared>,
+        inbox: Receiver<Message>,
+        events: Box<dyn Fn(VmEvent) + Send>,
+    ) -> Self {
+        let (waiting_events, waiting_commands) = (VecDeque::new(), VecDeque::new());
+        Driver {
+            machine,
+            shared,
+            inbox,
+            events,
+            waiting_events,
+            waiting_commands,
+            pauses: 0,
+        }
+    }
+
+    /// Runs the VM from start to end. `started` says whether whoever launched it still waits: if
+    /// not, nobody has a handle on the VM, and it ends.
+    pub(crate) fn main(mut self, started: impl FnOnce() -> bool) {
+        self.machine.start();
+        self.enter(VmState::Running);
+        (self.events)(VmEvent::Started);
+        if !started() {
+            let text = "the launch took too long and was given up".to_owned();
+            return self.end(Outcome::Failed(text));
+        }
+        let outcome = loop {
+            if let Err(outcome) = self.turn() {
+                break outcome;
+            }
+        };
+        self.end(outcome);
+    }
+
+    fn enter(&self, state: VmState) {
+        self.shared.state.store(state as u8, Ordering::Release);
+    }
+
+    fn state(&self) -> VmState {
+        VmState::of(self.shared.state.load(Ordering::Acquire))
+    }
+
+    /// Waits for something, sorts all that is there, and serves events first.
+    fn turn(&mut self) -> Flow {
+        self.machine.idle();
+        match self.inbox.recv_timeout(PULSE) {
+            Ok(message) => self.sort(message),
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            // No handle and no vCPU is left that could say anything.
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Outcome::Failed("all threads of the VM are gone".to_owned()));
+            }
+        }
+        while let Ok(message) = self.inbox.try_recv() {
+            self.sort(message);
+        }
+        while let Some(event) = self.waiting_events.pop_front() {
+            self.event(event)?;
+        }
+        while let Some((command, reply)) = self.waiting_commands.pop_front() {
+            self.command(command, reply)?;
+            while let Some(event) = self.waiting_events.pop_front() {
+                self.event(event)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sort(&mut self, message: Message) {
+        match message {
+            Message::Command(command, reply) => self.waiting_commands.push_back((command, reply)),
+            event => self.waiting_events.push_back(event),
+        }
+    }
+
+    fn event(&mut self, message: Message) -> Flow {
+        match message {
+            Message::Vcpu(Report { vcpu, kind }) => match kind {
+                // Late answer to a pause that was given up.
+                ReportKind::Paused(_) => {
+                    tracing::debug!("vcpu {vcpu} paused late");
+                    Ok(())
+                }
+                ReportKind::Reset(cause) => Err(Outcome::Reset(cause)),
+                ReportKind::PowerOff => Err(match self.machine.exit_code() {
+                    Some(code) => Outcome::Exit(code),
+                    None => Outcome::PowerOff,
+                }),
+                ReportKind::Failed(detail) => Err(Outcome::Failed(detail)),
+            },
+            Message::Device(event) => {
+                let (device, detail) = (event.device, event.kind.to_string());
+                tracing::warn!("device {device}: {detail}");
+                (self.events)(VmEvent::Device { device, detail });
+                Ok(())
+            }
+            Message::ThreadFailed { thread, detail } => Err(Outcome::Failed(format!(
+                "thread {thread} panicked: {detail}"
+            ))),
+            Message::StopKey => Err(Outcome::Stopped),
+            Message::Command(command, reply) => self.command(command, reply),
+        }
+    }
+
+    fn command(&mut self, command: VmCommand, reply: Reply) -> Flow {
+        self.machine.busy(command);
+        let answer = match admit(self.state(), command) {
+            Admission::Already => Ok(()),
+            Admission::Deny(reason) => Err(CommandError::Denied {
+                command: command.word(),
+                reason,
+            }),
+            Admission::Accept => match command {
+                VmCommand::Pause => self.pause(),
+                VmCommand::Resume => self.resume(),
+                VmCommand::CtrlAltDel => self.machine.ctrl_alt_del(),
+                VmCommand::Stop => {
+                    reply(Ok(()));
+                    return Err(Outcome::Stopped);
+                }
+            },
+        };
+        reply(answer);
+        Ok(())
+    }
+
+    /// vCPUs first, so that the guest makes no new work, then devices.
+    fn pause(&mut self) -> Result<(), CommandError> {
+        self.pauses += 1;
+        let end = Instant::now() + self.machine.deadline();
+        self.machine.pause_vcpus(self.pauses);
+        if let Err(late) = self.await_paused(end) {
+            self.machine.resume_vcpus();
+            return Err(self.too_late(VmCommand::Pause, late));
+        }
+        if let Err(late) = self.machine.pause_devices(end) {
+            if let Err(stuck) = self.machine.resume_devices() {
+                tracing::error!("after a pause that was given up: {stuck}");
+            }
+            self.machine.resume_vcpus();
+            return Err(self.too_late(VmCommand::Pause, late));
+        }
+        self.enter(VmState::Paused);
+        (self.events)(VmEvent::Paused);
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), CommandError> {
+        if let Err(late) = self.machine.resume_devices() {
+            return Err(self.too_late(VmCommand::Resume, late));
+        }
+        self.machine.resume_vcpus();
+        self.enter(VmState::Running);
+        (self.events)(VmEvent::Resumed);
+        Ok(())
+    }
+
+    fn too_late(&self, command: VmCommand, late: String) -> CommandError {
+        let ms = self.machine.deadline().as_millis() as u64;
+        CommandError::Deadline {
+            command: command.word(),
+            late,
+            ms,
+        }
+    }
+
+    /// Waits until every vCPU has left the guest, within the deadline. Whatever else comes
+    /// meanwhile is kept; a guest that ends meanwhile counts as out of the guest.
+    fn await_paused(&mut self, end: Instant) -> Result<(), String> {
+        let mut missing = self.machine.vcpu_mask();
+        while missing != 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(left) {
+                Ok(Message::Vcpu(report)) => match report.kind {
+                    // The late answer to a pause that was given up says nothing of this one.
+                    ReportKind::Paused(number) if number != self.pauses => {}
+                    ReportKind::Paused(_) => missing &= !(1u64 << (report.vcpu & 63)),
+                    _ => {
+                        missing &= !(1u64 << (report.vcpu & 63));
+                        self.waiting_events.push_back(Message::Vcpu(report));
+                    }
+                },
+                Ok(other) => self.sort(other),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    return Err(format!("vcpu-{}", missing.trailing_zeros()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops everything, closes the black box, and says how it ended: the last event.
+    fn end(mut self, outcome: Outcome) {
+        self.enter(VmState::Stopping);
+        self.machine.busy(VmCommand::Stop);
+        let mut outcome = outcome;
+        if let Err(late) = self.machine.stop() {
+            let text = format!("{late} did not stop within {:?}", self.machine.deadline());
+            tracing::error!("{text}");
+            outcome = match outcome {
+                Outcome::Failed(first) => Outcome::Failed(format!("{first}; then {text}")),
+                _ => Outcome::Failed(text),
+            };
+        }
+        match &outcome {
+            Outcome::Failed(detail) => self.machine.close_black_box(End::Failed, detail),
+            other => self.machine.close_black_box(End::Clean, &other.to_string()),
+        }
+        self.enter(VmState::Ended);
+        let Driver {
+            machine,
+            events,
+            inbox,
+            mut waiting_commands,
+            ..
+        } = self;
+        drop(machine);
+        // Commands that came too late are answered, not lost.
+        while let Ok(message) = inbox.try_recv() {
+            if let Message::Command(command, reply) = message {
+                waiting_commands.push_back((command, reply));
+            }
+        }
+        for (_, reply) in waiting_commands {
+            reply(Err(CommandError::Ended));
+        }
+        drop(inbox);
+        events(VmEvent::Ended(outcome));
+    }
+}
+
+/// How often the thread wakes without a cause: it dates the black box, so that the time of a sudden
+/// death is known.
+const PULSE: Duration = Duration::from_secs(1);
+/// How often a wait for a thread's end looks.
+pub(crate) const JOIN_POLL: Duration = Duration::from_millis(1);

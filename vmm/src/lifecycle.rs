@@ -1,0 +1,141 @@
+//! States, commands, and which goes with which; the order in which a machine starts and stops is
+//! written in [`crate::machine::Machine`]'s `start`, `pause`, `resume` and `stop`, and nowhere else.
+
+/// What a VM does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum VmState {
+    /// Being built.
+    Starting = 0,
+    /// The guest runs.
+    Running = 1,
+    /// The guest is paused.
+    Paused = 2,
+    /// Being stopped.
+    Stopping = 3,
+    /// Gone.
+    Ended = 4,
+}
+
+impl VmState {
+    /// The state with this number; unknown numbers are [`VmState::Ended`].
+    pub fn of(number: u8) -> VmState {
+        match number {
+            0 => VmState::Starting,
+            1 => VmState::Running,
+            2 => VmState::Paused,
+            3 => VmState::Stopping,
+            _ => VmState::Ended,
+        }
+    }
+
+    /// A word for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            VmState::Starting => "starting",
+            VmState::Running => "running",
+            VmState::Paused => "paused",
+            VmState::Stopping => "stopping",
+            VmState::Ended => "ended",
+        }
+    }
+}
+
+/// What can be asked of a VM at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum VmCommand {
+    /// Stop the guest's clock of work: vCPUs leave the guest, devices finish what is in flight.
+    Pause = 1,
+    /// Go on.
+    Resume = 2,
+    /// Press Ctrl-Alt-Del on the keyboard.
+    CtrlAltDel = 3,
+    /// End the VM in order.
+    Stop = 4,
+}
+
+impl VmCommand {
+    /// A word for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            VmCommand::Pause => "pause",
+            VmCommand::Resume => "resume",
+            VmCommand::CtrlAltDel => "Ctrl-Alt-Del",
+            VmCommand::Stop => "stop",
+        }
+    }
+}
+
+/// What becomes of a command in a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Carry it out.
+    Accept,
+    /// Nothing is left to do: the VM is so already.
+    Already,
+    /// Refuse, for this reason.
+    Deny(&'static str),
+}
+
+/// The one table of states and commands.
+pub fn admit(state: VmState, command: VmCommand) -> Admission {
+    use Admission::{Accept, Already, Deny};
+    match (state, command) {
+        (VmState::Running, VmCommand::Resume) | (VmState::Paused, VmCommand::Pause) => Already,
+        (VmState::Running | VmState::Paused, VmCommand::Stop)
+        | (VmState::Running, VmCommand::Pause | VmCommand::CtrlAltDel)
+        | (VmState::Paused, VmCommand::Resume) => Accept,
+        (VmState::Paused, VmCommand::CtrlAltDel) => {
+            Deny("the microVM is paused; resume it before a key can reach it")
+        }
+        (VmState::Starting, _) => Deny("the microVM is still starting"),
+        (VmState::Stopping, _) => Deny("the microVM is being stopped"),
+        (VmState::Ended, _) => Deny("the microVM has ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_is_paused_and_resumed_once_and_stopped_from_either() {
+        assert_eq!(admit(VmState::Running, VmCommand::Pause), Admission::Accept);
+        assert_eq!(admit(VmState::Paused, VmCommand::Pause), Admission::Already);
+        assert_eq!(admit(VmState::Paused, VmCommand::Resume), Admission::Accept);
+        assert_eq!(
+            admit(VmState::Running, VmCommand::Resume),
+            Admission::Already
+        );
+        for state in [VmState::Running, VmState::Paused] {
+            assert_eq!(admit(state, VmCommand::Stop), Admission::Accept);
+        }
+    }
+
+    #[test]
+    fn nothing_is_asked_of_a_vm_that_is_going_or_gone() {
+        for state in [VmState::Starting, VmState::Stopping, VmState::Ended] {
+            for command in [
+                VmCommand::Pause,
+                VmCommand::Resume,
+                VmCommand::CtrlAltDel,
+                VmCommand::Stop,
+            ] {
+                assert!(matches!(admit(state, command), Admission::Deny(_)));
+            }
+        }
+    }
+
+    #[test]
+    fn states_survive_their_number() {
+        for state in [
+            VmState::Starting,
+            VmState::Running,
+            VmState::Paused,
+            VmState::Ended,
+        ] {
+            assert_eq!(VmState::of(state as u8), state);
+        }
+    }
+}

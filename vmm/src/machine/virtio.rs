@@ -1,0 +1,210 @@
+//! Virtio devices: opened on the host, moved to I/O threads of their own, put into their windows,
+//! and connected to KVM by eventfds.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use devices::bus::Bus;
+use devices::virtio::mmio::registers::QUEUE_NOTIFY;
+use devices::virtio::{
+    BlockDevice, BlockSpec, DeviceCounters, IoThread, IoThreadSpec, MmioTransport, NetDevice,
+    TapSpec, VirtioDevice,
+};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use memory::GuestRam;
+use memory::layout::MMIO_DEVICE_BYTES;
+use observe::BlackBox;
+
+use super::MAX_VIRTIO_DEVICES;
+use crate::boot::cmdline::MmioWindow;
+use crate::driver::Message;
+use crate::hypervisor::refused;
+use crate::spec::{Cache, DriveSpec, NetSpec, VmSpec};
+use crate::vm::LaunchError;
+
+/// Names of the machine's own devices (build.rs) that an id could be, too.
+const LEGACY: [&str; 5] = ["serial", "i8042", "cmos", "post", "power"];
+
+/// Where the devices' registers are, in the order in which the guest finds them.
+pub fn windows(spec: &VmSpec) -> Vec<MmioWindow> {
+    let devices = spec.drives.len() + spec.networks.len();
+    (0..MAX_VIRTIO_DEVICES)
+        .take(devices)
+        .map(MmioWindow::of_slot)
+        .collect()
+}
+
+/// Makes all drives, the root first (the guest calls it vda), then all network devices.
+///
+/// # Errors
+/// [`LaunchError`], naming the device.
+pub fn make(
+    spec: &VmSpec,
+    vm: &VmFd,
+    ram: &GuestRam,
+    mmio: &mut Bus,
+    black_box: &mut BlackBox,
+    inbox: &Sender<Message>,
+) -> Result<Vec<IoThread>, LaunchError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let (roots, others): (Vec<_>, Vec<_>) = spec.drives.iter().partition(|drive| drive.root);
+    for drive in roots.into_iter().chain(others) {
+        devices.push(open_drive(drive)?);
+    }
+    for network in &spec.networks {
+        let name = network_name(&network.id, &spec.drives);
+        devices.push(open_network(network, name)?);
+    }
+    // One a device, so that a stalled disk holds up nobody else.
+    let mut threads = Vec::new();
+    for (slot, device) in (0u32..).zip(devices) {
+        let name = device.profile().name;
+        if slot >= MAX_VIRTIO_DEVICES {
+            let detail = format!("it is one too many: a VM takes {MAX_VIRTIO_DEVICES} devices");
+            return Err(LaunchError::Device {
+                device: name,
+                detail,
+            });
+        }
+        let failed = |detail: String| LaunchError::Device {
+            device: name.clone(),
+            detail,
+        };
+        let mut thread = spawn_thread(&name, black_box, inbox)?;
+        let counters = DeviceCounters::place(black_box, &device.profile())?;
+        let transport = thread
+            .attach(device, counters, ram)
+            .map_err(|error| failed(error.to_string()))?;
+        let window = MmioWindow::of_slot(slot);
+        connect(vm, &transport, window)?;
+        mmio.insert(window.base, MMIO_DEVICE_BYTES, &name, Arc::new(transport))
+            .map_err(|error| failed(error.to_string()))?;
+        threads.push(thread);
+    }
+    Ok(threads)
+}
+
+/// What a drive is called in sections, threads and messages: its id, unless the machine has a
+/// device of its own of that name. Ids have no '-', so that no prefixed name is another's id.
+fn drive_name(id: &str) -> String {
+    if LEGACY.contains(&id) {
+        format!("drive-{id}")
+    } else {
+        id.to_owned()
+    }
+}
+
+/// As [`drive_name`]; a drive may have the same id, and then it has the name.
+fn network_name(id: &str, drives: &[DriveSpec]) -> String {
+    if LEGACY.contains(&id) || drives.iter().any(|drive| drive.id == id) {
+        format!("net-{id}")
+    } else {
+        id.to_owned()
+    }
+}
+
+fn open_drive(spec: &DriveSpec) -> Result<Box<dyn VirtioDevice>, LaunchError> {
+    let device = BlockDevice::open(BlockSpec {
+        id: spec.id.clone(),
+        path: spec.path.clone(),
+        read_only: spec.read_only,
+        flush: spec.cache == Cache::Writeback,
+    });
+    match device {
+        Ok(device) => Ok(Box::new(device.named(drive_name(&spec.id)))),
+        Err(error) => {
+            let device = format!("drive {}", spec.id);
+            Err(LaunchError::Device {
+                device,
+                detail: error.to_string(),
+            })
+        }
+    }
+}
+
+fn open_network(spec: &NetSpec, name: String) -> Result<Box<dyn VirtioDevice>, LaunchError> {
+    let device = NetDevice::open(TapSpec {
+        id: name,
+        tap: spec.tap.clone(),
+        mac: spec.mac,
+        mtu: spec.mtu,
+    });
+    match device {
+        Ok(device) => Ok(Box::new(device)),
+        Err(error) => {
+            let device = format!("network interface {}", spec.id);
+            Err(LaunchError::Device {
+                device,
+                detail: error.to_string(),
+            })
+        }
+    }
+}
+
+fn spawn_thread(
+    name: &str,
+    black_box: &mut BlackBox,
+    inbox: &Sender<Message>,
+) -> Result<IoThread, LaunchError> {
+    let (events, failures) = (inbox.clone(), inbox.clone());
+    let thread = format!("io-{name}");
+    let spec = IoThreadSpec {
+        name: name.to_owned(),
+        block: black_box.section(&format!("thread/{thread}"), &[])?,
+        // The vm thread is gone only when the VM is.
+        events: Some(Arc::new(move |event| {
+            drop(events.send(Message::Device(event)));
+        })),
+        on_failure: Box::new(move |detail| {
+            drop(failures.send(Message::ThreadFailed { thread, detail }));
+        }),
+    };
+    IoThread::spawn(spec).map_err(|error| LaunchError::Device {
+        device: name.to_owned(),
+        detail: error.to_string(),
+    })
+}
+
+/// Kicks by ioeventfd, interrupts by irqfd: neither costs a user exit.
+fn connect(vm: &VmFd, transport: &MmioTransport, window: MmioWindow) -> Result<(), LaunchError> {
+    let notify = IoEventAddress::Mmio(window.base + QUEUE_NOTIFY);
+    for (queue, event) in transport.kick_events() {
+        vm.register_ioevent(event, &notify, queue)
+            .map_err(refused("KVM_IOEVENTFD"))?;
+    }
+    vm.register_irqfd(transport.interrupt_event(), window.gsi)
+        .map_err(refused("KVM_IRQFD"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn drive(id: &str) -> DriveSpec {
+        DriveSpec {
+            id: id.to_owned(),
+            path: std::env::current_exe().unwrap(),
+            read_only: true,
+            root: false,
+            partuuid: None,
+            cache: Cache::Unsafe,
+        }
+    }
+
+    #[test]
+    fn every_device_has_a_name_of_its_own_whatever_the_ids() {
+        let drives = ["data", "serial", "vda"].map(drive);
+        let opened = drives.iter().map(|drive| open_drive(drive).unwrap());
+        let mut names: Vec<String> = opened.map(|device| device.profile().name).collect();
+        assert_eq!(names, ["data", "drive-serial", "vda"]);
+        let networks = ["data", "eth0", "serial", "cmos"];
+        names.extend(networks.map(|id| network_name(id, &drives)));
+        assert_eq!(names[3..], ["net-data", "eth0", "net-serial", "net-cmos"]);
+        names.extend(LEGACY.map(str::to_owned));
+        let different: HashSet<&String> = names.iter().collect();
+        assert_eq!(different.len(), names.len());
+    }
+}

@@ -1,0 +1,273 @@
+//! The handle on a VM and the `vm` thread behind it, the state driver.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use observe::reader::{ReadError, Reader, Snapshot};
+use observe::{BlackBox, BlackBoxError, Meta};
+
+use crate::boot::BootError;
+use crate::driver::{Driver, Message};
+use crate::hypervisor::HostError;
+use crate::lifecycle::{VmCommand, VmState};
+use crate::machine::Machine;
+use crate::spec::VmSpec;
+use crate::validate::SpecError;
+use crate::vcpu::exit::ResetCause;
+
+/// Longest time that building a machine may take.
+const BUILD_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Why a VM could not be launched. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The spec is not one that can be.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The host cannot run guests.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] memory::MemoryError),
+    /// Kernel, initrd, command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The black box.
+    #[error(transparent)]
+    BlackBox(#[from] BlackBoxError),
+    /// A device.
+    #[error("{device}: {detail}")]
+    Device {
+        /// Which.
+        device: String,
+        /// What is wrong and what to do.
+        detail: String,
+    },
+    /// The host is out of threads or descriptors.
+    #[error("the host refused {what}: {source}")]
+    Refused {
+        /// What was asked.
+        what: &'static str,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// The `vm` thread ended or did not answer.
+    #[error("the vm thread did not build the machine: {0}")]
+    Thread(String),
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Not in this state.
+    #[error("{command} is refused: {reason}")]
+    Denied {
+        /// What was asked.
+        command: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A thread did not do its part in time; the VM is as it was before.
+    #[error("{command} was given up: {late} did not answer within {ms} ms")]
+    Deadline {
+        /// What was asked.
+        command: &'static str,
+        /// Who was late.
+        late: String,
+        /// The deadline.
+        ms: u64,
+    },
+    /// The VM ended meanwhile.
+    #[error("the microVM has ended")]
+    Ended,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest wrote this code to the debug-exit port.
+    Exit(u32),
+    /// The guest reset the machine.
+    Reset(ResetCause),
+    /// It was stopped by command.
+    Stopped,
+    /// It failed: what happened.
+    Failed(String),
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Outcome::PowerOff => f.write_str("the guest powered off"),
+            Outcome::Exit(code) => write!(f, "the guest ended with code {code}"),
+            Outcome::Reset(ResetCause::Device) => f.write_str("the guest reset the machine"),
+            Outcome::Reset(ResetCause::TripleFault) => f.write_str("the guest triple-faulted"),
+            Outcome::Stopped => f.write_str("stopped by command"),
+            Outcome::Failed(detail) => f.write_str(detail),
+        }
+    }
+}
+
+/// What happens to a VM, in order; [`VmEvent::Ended`] is the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEvent {
+    /// The guest runs.
+    Started,
+    /// The guest is paused.
+    Paused,
+    /// The guest goes on.
+    Resumed,
+    /// A device or a host resource behind it has trouble; the VM goes on.
+    Device {
+        /// Which.
+        device: String,
+        /// What happened.
+        detail: String,
+    },
+    /// The VM is gone; all its threads have ended but `vm`, which says so and then ends.
+    Ended(Outcome),
+}
+
+/// Answers a command, from the `vm` thread.
+pub type Reply = Box<dyn FnOnce(Result<(), CommandError>) + Send>;
+
+/// What the handle and the `vm` thread share.
+pub(crate) struct Shared {
+    pub state: AtomicU8,
+    black_box: Reader,
+}
+
+/// A running VM. Cheap to clone; the VM ends by its guest, by [`VmCommand::Stop`], or by a failure,
+/// not by dropping handles.
+#[derive(Clone)]
+pub struct Vm {
+    shared: Arc<Shared>,
+    inbox: Sender<Message>,
+}
+
+impl Vm {
+    /// Builds the machine and runs the guest. Returns when the guest runs; `events` tells all that
+    /// follows.
+    ///
+    /// # Errors
+    /// [`LaunchError`], naming the thing, the cause and the remedy; nothing is left behind.
+    pub fn launch(
+        spec: VmSpec,
+        events: impl Fn(VmEvent) + Send + 'static,
+    ) -> Result<Vm, LaunchError> {
+        spec.validate()?;
+        let black_box = create_black_box(&spec)?;
+        let host = |what| move |source| LaunchError::Refused { what, source };
+        let shared = Arc::new(Shared {
+            state: AtomicU8::new(VmState::Starting as u8),
+            black_box: open_reader(&black_box)?,
+        });
+        let (inbox, messages) = channel();
+        let (built, outcome) = channel();
+        let (thread_shared, sender) = (Arc::clone(&shared), inbox.clone());
+        std::thread::Builder::new()
+            .name("vm".to_owned())
+            .spawn(move || {
+                match Machine::build(&spec, black_box, &sender) {
+                    Ok(machine) => {
+                        let events = Box::new(events);
+                        let driver = Driver::new(machine, thread_shared, messages, events);
+                        driver.main(move || built.send(Ok(())).is_ok());
+                    }
+                    Err(error) => drop(built.send(Err(error))),
+                };
+            })
+            .map_err(host("the vm thread"))?;
+        match outcome.recv_timeout(BUILD_DEADLINE) {
+            Ok(Ok(())) => Ok(Vm { shared, inbox }),
+            Ok(Err(error)) => Err(error),
+            Err(RecvTimeoutError::Timeout) => Err(LaunchError::Thread(format!(
+                "no answer within {BUILD_DEADLINE:?}"
+            ))),
+            Err(RecvTimeoutError::Disconnected) => Err(LaunchError::Thread(
+                "it ended unexpectedly; the log has the panic".to_owned(),
+            )),
+        }
+    }
+
+    /// Asks for `command`; `reply` is called by the `vm` thread when it is done or refused, within
+    /// the deadline of the spec. It is called at once when the VM has ended.
+    pub fn command(&self, command: VmCommand, reply: Reply) {
+        if let Err(returned) = self.inbox.send(Message::Command(command, reply))
+            && let Message::Command(_, reply) = returned.0
+        {
+            reply(Err(CommandError::Ended));
+        }
+    }
+
+    /// As [`Vm::command`], waiting at most `deadline`.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub fn command_within(
+        &self,
+        command: VmCommand,
+        deadline: Duration,
+    ) -> Result<(), CommandError> {
+        let (sender, receiver) = channel();
+        self.command(command, Box::new(move |answer| drop(sender.send(answer))));
+        receiver.recv_timeout(deadline).unwrap_or_else(|_| {
+            Err(CommandError::Deadline {
+                command: command.word(),
+                late: "the vm thread".to_owned(),
+                ms: deadline.as_millis() as u64,
+            })
+        })
+    }
+
+    /// What the VM does now. Never waits.
+    pub fn state(&self) -> VmState {
+        VmState::of(self.shared.state.load(Ordering::Acquire))
+    }
+
+    /// What the black box says now. Reads the file: needs no help from any thread of the VM.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn snapshot(&self) -> Result<Snapshot, ReadError> {
+        self.shared.black_box.snapshot()
+    }
+
+    /// Where the black box lies; a name in parentheses if no path leads to it.
+    pub fn black_box_path(&self) -> &Path {
+        self.shared.black_box.path()
+    }
+}
+
+fn open_reader(black_box: &BlackBox) -> Result<Reader, LaunchError> {
+    let refused = |source| LaunchError::Refused {
+        what: "a descriptor for reading the black box",
+        source,
+    };
+    let file = black_box.file().map_err(refused)?;
+    let path = black_box.path().unwrap_or(Path::new("(in memory)"));
+    Reader::from_file(file, path.to_owned()).map_err(|error| refused(std::io::Error::other(error)))
+}
+
+/// Room for the fixed parts, each vCPU and each queue (see docs/blackbox.md).
+fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
+    const FIXED: usize = 256 << 10;
+    const EACH_VCPU: usize = 64 << 10;
+    const EACH_QUEUE: usize = 32 << 10;
+    let queues = spec.drives.len() + 2 * spec.networks.len();
+    let bytes = FIXED + usize::from(spec.vcpus) * EACH_VCPU + queues * EACH_QUEUE;
+    let meta = Meta {
+        vm_id: spec.id.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    match &spec.black_box.path {
+        Some(path) => BlackBox::create(path, bytes, &meta),
+        None => BlackBox::anonymous(bytes, &meta),
+    }
+}
