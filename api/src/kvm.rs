@@ -1,0 +1,172 @@
+//! VMs of the `vmm` crate, behind the traits of [`crate::machine`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use vmm::observe::openmetrics;
+use vmm::{Outcome, Vm, VmCommand, VmEvent, VmSpec, VmState};
+
+use crate::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState, Reply};
+
+/// Launches VMs on this host's KVM.
+pub struct KvmLauncher {
+    on_end: Arc<dyn Fn(Ending) + Send + Sync>,
+}
+
+impl KvmLauncher {
+    /// `on_end` is told once, on any thread, how a VM that was launched has ended.
+    pub fn new(on_end: impl Fn(Ending) + Send + Sync + 'static) -> KvmLauncher {
+        KvmLauncher {
+            on_end: Arc::new(on_end),
+        }
+    }
+}
+
+impl Launcher for KvmLauncher {
+    fn launch(&self, spec: VmSpec) -> Result<Arc<dyn Machine>, MachineError> {
+        let life = Arc::new(Life {
+            marks: AtomicU8::new(0),
+            on_end: Arc::clone(&self.on_end),
+        });
+        let listener = Listener(Arc::clone(&life));
+        let launched = Vm::launch(spec, move |event| listener.hear(event));
+        let vm = launched.map_err(|error| MachineError::new(&error))?;
+        life.mark(LAUNCHED);
+        Ok(Arc::new(KvmMachine(vm)))
+    }
+}
+
+/// `launch` has returned a VM: that it vanishes is worth telling.
+const LAUNCHED: u8 = 1;
+/// The VM said how it ended.
+const TOLD: u8 = 2;
+/// Its thread is gone.
+const GONE: u8 = 4;
+
+/// What has happened to a VM; its marks only grow.
+struct Life {
+    marks: AtomicU8,
+    on_end: Arc<dyn Fn(Ending) + Send + Sync>,
+}
+
+impl Life {
+    fn mark(&self, mark: u8) {
+        let before = self.marks.fetch_or(mark, Ordering::AcqRel);
+        if before & mark == 0 && before | mark == LAUNCHED | GONE {
+            let text = "the VM's thread ended without a word; the log may have its panic";
+            (self.on_end)(Ending::Failed(text.to_owned()));
+        }
+    }
+}
+
+/// Hears a VM's events on its thread; dropped with it, panic or not.
+struct Listener(Arc<Life>);
+
+impl Listener {
+    fn hear(&self, event: VmEvent) {
+        match event {
+            VmEvent::Started => tracing::info!("the guest runs"),
+            VmEvent::Paused => tracing::info!("the guest is paused"),
+            VmEvent::Resumed => tracing::info!("the guest goes on"),
+            VmEvent::Device { device, detail } => tracing::warn!("{device}: {detail}"),
+            VmEvent::Ended(outcome) => {
+                self.0.mark(TOLD);
+                let text = outcome.to_string();
+                (self.0.on_end)(match outcome {
+                    Outcome::Failed(_) => Ending::Failed(text),
+                    _ => Ending::Fine(text),
+                });
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.mark(GONE);
+    }
+}
+
+struct KvmMachine(Vm);
+
+impl Machine for KvmMachine {
+    fn command(&self, command: Command, reply: Reply) {
+        let command = match command {
+            Command::Pause => VmCommand::Pause,
+            Command::Resume => VmCommand::Resume,
+            Command::CtrlAltDel => VmCommand::CtrlAltDel,
+            Command::Stop => VmCommand::Stop,
+        };
+        let reply = |done: Result<(), _>| reply(done.map_err(|error| MachineError::new(&error)));
+        self.0.command(command, Box::new(reply));
+    }
+
+    fn state(&self) -> MachineState {
+        match self.0.state() {
+            VmState::Starting | VmState::Running => MachineState::Running,
+            VmState::Paused => MachineState::Paused,
+            VmState::Stopping | VmState::Ended => MachineState::Stopped,
+        }
+    }
+
+    fn openmetrics(&self) -> Result<String, MachineError> {
+        let snapshot = self
+            .0
+            .snapshot()
+            .map_err(|error| MachineError::new(&error))?;
+        let mut text = String::new();
+        openmetrics::render(&snapshot, &mut text);
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    fn life() -> (Arc<Life>, Arc<Mutex<Vec<Ending>>>) {
+        let endings: Arc<Mutex<Vec<Ending>>> = Arc::default();
+        let heard = Arc::clone(&endings);
+        let on_end = move |ending| heard.lock().unwrap().push(ending);
+        let life = Life {
+            marks: AtomicU8::new(0),
+            on_end: Arc::new(on_end),
+        };
+        (Arc::new(life), endings)
+    }
+
+    #[test]
+    fn an_end_is_told_once() {
+        let (life, endings) = life();
+        let listener = Listener(Arc::clone(&life));
+        life.mark(LAUNCHED);
+        listener.hear(VmEvent::Ended(Outcome::PowerOff));
+        drop(listener);
+        assert_eq!(
+            *endings.lock().unwrap(),
+            [Ending::Fine("the guest powered off".to_owned())]
+        );
+    }
+
+    #[test]
+    fn a_thread_that_vanishes_is_a_failure_whoever_is_first() {
+        for launched_first in [true, false] {
+            let (life, endings) = life();
+            let listener = Listener(Arc::clone(&life));
+            if launched_first {
+                life.mark(LAUNCHED);
+            }
+            drop(listener);
+            life.mark(LAUNCHED);
+            assert!(matches!(endings.lock().unwrap()[..], [Ending::Failed(_)]));
+        }
+    }
+
+    #[test]
+    fn a_launch_that_failed_is_told_by_its_error_alone() {
+        let (life, endings) = life();
+        drop(Listener(life));
+        assert!(endings.lock().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,116 @@
+//! What the API needs of a VM, so that every answer can be tested without one.
+//!
+//! The binary implements these traits over `vmm::Vm`; tests implement them with a fake.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use vmm::VmSpec;
+
+/// What a VM can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Stop all vCPUs; no effect when they are.
+    Pause,
+    /// Let all vCPUs run; no effect when they do.
+    Resume,
+    /// Press Ctrl-Alt-Del on the guest's keyboard.
+    CtrlAltDel,
+    /// End the VM in order.
+    Stop,
+}
+
+/// What a VM is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineState {
+    /// Its vCPUs run.
+    Running,
+    /// They are stopped and can go on.
+    Paused,
+    /// The VM has ended or failed.
+    Stopped,
+}
+
+/// Why a VM did not do as it was told: the whole chain of causes in one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct MachineError(String);
+
+impl MachineError {
+    /// Takes an error and all that it came from.
+    pub fn new(error: &dyn Error) -> MachineError {
+        let mut text = error.to_string();
+        let mut next = error.source();
+        while let Some(source) = next {
+            let cause = source.to_string();
+            // Many errors say their source's text already.
+            if !text.contains(&cause) {
+                text.push_str(": ");
+                text.push_str(&cause);
+            }
+            next = source.source();
+        }
+        MachineError(text)
+    }
+}
+
+impl From<&str> for MachineError {
+    fn from(text: &str) -> Self {
+        MachineError(text.to_owned())
+    }
+}
+
+/// Called once with a command's outcome, on any thread.
+pub type Reply = Box<dyn FnOnce(Result<(), MachineError>) + Send>;
+
+/// A VM that was launched.
+pub trait Machine: Send + Sync {
+    /// Tells the VM something. Returns at once; `reply` is called when it is done, or dropped.
+    fn command(&self, command: Command, reply: Reply);
+
+    /// What the VM is doing; never waits.
+    fn state(&self) -> MachineState;
+
+    /// All that is counted of the VM, as OpenMetrics text with or without its `# EOF`. Read from
+    /// the black box: never waits on a thread of the VM.
+    ///
+    /// # Errors
+    /// The black box cannot be read.
+    fn openmetrics(&self) -> Result<String, MachineError>;
+}
+
+/// How a VM ended, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// As the guest or the operator wanted.
+    Fine(String),
+    /// It failed.
+    Failed(String),
+}
+
+/// Makes VMs.
+pub trait Launcher: Send + Sync {
+    /// Builds and starts a VM; returns when its guest runs. May take hundreds of milliseconds.
+    ///
+    /// # Errors
+    /// What could not be had, and the remedy; nothing is left behind.
+    fn launch(&self, spec: VmSpec) -> Result<Arc<dyn Machine>, MachineError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot open the tap")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn the_chain_is_told_once() {
+        let inner = std::io::Error::other("device busy");
+        assert_eq!(
+            MachineError::new(&Outer(inner)).to_string(),
+            "cannot open the tap: device busy"
+        );
+    }
+}

@@ -1,0 +1,329 @@
+//! The life of one VM as the API sees it: configured, started once, told things, read at any time.
+//!
+//! Requests that change something take turns, as in Firecracker, and each has a deadline; reads
+//! take no turn and are answered while a VM starts, pauses or does not answer. When a request is
+//! taken is judged in [`crate::admission`] alone.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::timeout;
+
+use crate::admission::{Denial, Operation, Phase, admit};
+use crate::config::{Config, ConfigError};
+use crate::http::{Handler, Request, Response, Status};
+use crate::logging::{LogControl, SinkError};
+use crate::machine::{Command, Launcher, Machine, MachineError, MachineState};
+use crate::metrics::{self, RequestCounts};
+use crate::routes::{self, Endpoint};
+use crate::wire::{self, ActionTypeWire, ActionWire, DriveWire, InstanceInfoWire, LoggerWire};
+use crate::wire::{NetworkWire, SerialWire, VersionWire, VmStateWire, VmWire, WireError};
+use crate::{FIRECRACKER_VERSION, VERSION};
+
+/// How long requests may take before their client is told that they did not end.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// Building and starting a VM.
+    pub launch: Duration,
+    /// Pausing, resuming, pressing keys.
+    pub command: Duration,
+    /// Waiting for the request before this one.
+    pub turn: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Deadlines {
+            launch: Duration::from_secs(60),
+            command: Duration::from_secs(10),
+            turn: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why a request was refused or failed.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Denied(#[from] Denial),
+    #[error(transparent)]
+    Log(#[from] SinkError),
+    #[error("the microVM did not start: {0}")]
+    Launch(MachineError),
+    #[error("{what} failed: {error}")]
+    Command {
+        what: &'static str,
+        error: MachineError,
+    },
+    #[error("the metrics cannot be read: {0}")]
+    Metrics(MachineError),
+    #[error("{what} did not end within {} s; the log and GET /metrics may tell what holds it up", after.as_secs_f32())]
+    Deadline { what: &'static str, after: Duration },
+    #[error(
+        "the thread that starts the microVM cannot be made: {0}; free memory or raise the limit on threads"
+    )]
+    Thread(std::io::Error),
+}
+
+/// What a session begins with; may be made on another thread.
+pub struct SessionParts {
+    /// What is known of the VM.
+    pub config: Config,
+    /// The VM, when it was started already.
+    pub machine: Option<Arc<dyn Machine>>,
+    /// Starts it otherwise.
+    pub launcher: Arc<dyn Launcher>,
+    /// What PUT /logger changes.
+    pub log: Arc<LogControl>,
+    /// How long things may take.
+    pub deadlines: Deadlines,
+}
+
+/// Shared with the thread that starts the VM, which may outlast the wait for it.
+#[derive(Default)]
+struct Slot {
+    launching: AtomicBool,
+    machine: OnceLock<Arc<dyn Machine>>,
+}
+
+/// The session; lives on the API's thread.
+pub struct Session {
+    config: RefCell<Config>,
+    slot: Arc<Slot>,
+    launcher: Arc<dyn Launcher>,
+    log: Arc<LogControl>,
+    deadlines: Deadlines,
+    counts: RequestCounts,
+    /// Held while a request changes something. An async lock on one thread: it orders requests,
+    /// and no thread ever waits for it.
+    turn: Mutex<()>,
+}
+
+impl Session {
+    /// A session at its beginning.
+    pub fn new(parts: SessionParts) -> Session {
+        let slot = Slot::default();
+        if let Some(machine) = parts.machine {
+            let _ = slot.machine.set(machine);
+        }
+        Session {
+            config: RefCell::new(parts.config),
+            slot: Arc::new(slot),
+            launcher: parts.launcher,
+            log: parts.log,
+            deadlines: parts.deadlines,
+            counts: RequestCounts::default(),
+            turn: Mutex::new(()),
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        match self.slot.machine.get().map(|machine| machine.state()) {
+            None => Phase::NotStarted,
+            Some(MachineState::Running) => Phase::Running,
+            Some(MachineState::Paused) => Phase::Paused,
+            Some(MachineState::Stopped) => Phase::Ended,
+        }
+    }
+
+    async fn answer(&self, request: &Request) -> Result<Response, SessionError> {
+        let has_body = !request.body.is_empty();
+        let (route, id) = routes::find(&request.method, &request.target, has_body)?;
+        match route.endpoint {
+            Endpoint::InstanceInfo => Ok(self.instance_info()),
+            Endpoint::Version => Ok(Response::json(&VersionWire {
+                firecracker_version: FIRECRACKER_VERSION,
+            })),
+            Endpoint::FullConfig => Ok(Response::json(&self.config.borrow().full())),
+            Endpoint::MachineConfig => Ok(Response::json(self.config.borrow().machine())),
+            Endpoint::Metrics => self.metrics(),
+            Endpoint::NotSupported(what) => Err(WireError::NotSupported {
+                what: format!("{} {} ({what})", route.method, route.path),
+                remedy: "leave this request out",
+            }
+            .into()),
+            endpoint => {
+                self.change(endpoint, id, &request.body).await?;
+                Ok(Response::no_content())
+            }
+        }
+    }
+
+    async fn change(&self, endpoint: Endpoint, id: &str, body: &[u8]) -> Result<(), SessionError> {
+        match endpoint {
+            Endpoint::Actions => match wire::parse::<ActionWire>(body)?.action_type {
+                ActionTypeWire::InstanceStart => self.start().await,
+                ActionTypeWire::SendCtrlAltDel => {
+                    self.command(Command::CtrlAltDel, "pressing Ctrl-Alt-Del")
+                        .await
+                }
+                ActionTypeWire::FlushMetrics => Err(WireError::NotSupported {
+                    what: "FlushMetrics".to_owned(),
+                    remedy: "read GET /metrics",
+                }
+                .into()),
+            },
+            Endpoint::VmState => match wire::parse::<VmWire>(body)?.state {
+                VmStateWire::Paused => self.command(Command::Pause, "pausing the microVM").await,
+                VmStateWire::Resumed => self.command(Command::Resume, "resuming the microVM").await,
+            },
+            Endpoint::PutMachineConfig => {
+                self.configure(body, |c, wire| c.put_machine(&wire)).await
+            }
+            Endpoint::PatchMachineConfig => {
+                self.configure(body, |c, wire| c.patch_machine(&wire)).await
+            }
+            Endpoint::BootSource => self.configure(body, Config::put_boot_source).await,
+            Endpoint::Serial => self.configure::<SerialWire>(body, Config::put_serial).await,
+            Endpoint::Drive => {
+                let judge = |config: &mut Config, wire: DriveWire| {
+                    wire::id::check(id, "drive_id", &wire.drive_id)?;
+                    config.put_drive(wire)
+                };
+                self.configure(body, judge).await
+            }
+            Endpoint::Network => {
+                let judge = |config: &mut Config, wire: NetworkWire| {
+                    wire::id::check(id, "iface_id", &wire.iface_id)?;
+                    config.put_network(wire)
+                };
+                self.configure(body, judge).await
+            }
+            Endpoint::Logger => self.put_logger(body).await,
+            // The reads are answered above.
+            _ => Ok(()),
+        }
+    }
+
+    /// Changes the configuration with a body of type `T`, in turn and in time.
+    async fn configure<T: DeserializeOwned>(
+        &self,
+        body: &[u8],
+        change: impl FnOnce(&mut Config, T) -> Result<(), ConfigError>,
+    ) -> Result<(), SessionError> {
+        let wire = wire::parse(body)?;
+        let _turn = self.turn(Operation::Configure).await?;
+        Ok(change(&mut self.config.borrow_mut(), wire)?)
+    }
+
+    async fn put_logger(&self, body: &[u8]) -> Result<(), SessionError> {
+        let wire: LoggerWire = wire::parse(body)?;
+        let _turn = self.turn(Operation::Configure).await?;
+        self.log.apply(&wire)?;
+        self.config.borrow_mut().note_logger(wire);
+        Ok(())
+    }
+
+    async fn start(&self) -> Result<(), SessionError> {
+        let _turn = self.turn(Operation::Start).await?;
+        let spec = self.config.borrow().spec()?;
+        let (sender, outcome) = oneshot::channel();
+        let (slot, launcher) = (Arc::clone(&self.slot), Arc::clone(&self.launcher));
+        slot.launching.store(true, Ordering::Release);
+        let build = move || {
+            let launched = launcher.launch(spec).map(|machine| {
+                let _ = slot.machine.set(machine);
+            });
+            slot.launching.store(false, Ordering::Release);
+            let _ = sender.send(launched);
+        };
+        let thread = std::thread::Builder::new()
+            .name("launch".to_owned())
+            .spawn(build);
+        if let Err(error) = thread {
+            self.slot.launching.store(false, Ordering::Release);
+            return Err(SessionError::Thread(error));
+        }
+        let after = self.deadlines.launch;
+        let what = "starting the microVM";
+        match timeout(after, outcome).await {
+            Err(_) => Err(SessionError::Deadline { what, after }),
+            Ok(Err(_)) => {
+                self.slot.launching.store(false, Ordering::Release);
+                Err(SessionError::Launch(
+                    "the thread that starts it panicked; see the log".into(),
+                ))
+            }
+            Ok(Ok(launched)) => launched.map_err(SessionError::Launch),
+        }
+    }
+
+    async fn command(&self, command: Command, what: &'static str) -> Result<(), SessionError> {
+        let _turn = self.turn(Operation::Control).await?;
+        let Some(machine) = self.slot.machine.get() else {
+            return Err(Denial::BeforeStart.into());
+        };
+        let (sender, outcome) = oneshot::channel();
+        let reply = move |done| {
+            let _ = sender.send(done);
+        };
+        machine.command(command, Box::new(reply));
+        let after = self.deadlines.command;
+        match timeout(after, outcome).await {
+            Err(_) => Err(SessionError::Deadline { what, after }),
+            Ok(Err(_)) => {
+                let error = "the microVM ended before it answered".into();
+                Err(SessionError::Command { what, error })
+            }
+            Ok(Ok(done)) => done.map_err(|error| SessionError::Command { what, error }),
+        }
+    }
+
+    /// Waits for the request before this one, then judges whether this one is taken.
+    async fn turn(&self, operation: Operation) -> Result<impl Drop, SessionError> {
+        let after = self.deadlines.turn;
+        let what = "the request before this one";
+        let turn = timeout(after, self.turn.lock()).await;
+        let turn = turn.map_err(|_| SessionError::Deadline { what, after })?;
+        admit(self.phase(), operation)?;
+        // A start whose client was told that it did not end in time may still go on.
+        if self.slot.launching.load(Ordering::Acquire) && operation != Operation::Control {
+            return Err(Denial::AfterStart.into());
+        }
+        Ok(turn)
+    }
+
+    fn instance_info(&self) -> Response {
+        Response::json(&InstanceInfoWire {
+            id: self.config.borrow().id().to_owned(),
+            state: self.phase().name(),
+            vmm_version: VERSION,
+            app_name: "Vitrine",
+        })
+    }
+
+    fn metrics(&self) -> Result<Response, SessionError> {
+        let machine = self
+            .slot
+            .machine
+            .get()
+            .map(|machine| machine.openmetrics())
+            .transpose();
+        let machine = machine.map_err(SessionError::Metrics)?;
+        let id = self.config.borrow().id().to_owned();
+        let text = metrics::render(&id, &self.counts, self.log.dropped(), machine.as_deref());
+        Ok(Response::text(metrics::CONTENT_TYPE, text.into_bytes()))
+    }
+}
+
+impl Handler for Session {
+    async fn handle(&self, request: Request) -> Response {
+        let (method, target) = (&request.method, &request.target);
+        tracing::debug!("API request: {method} {target}");
+        let outcome = self.answer(&request).await;
+        let response = outcome.unwrap_or_else(|error| {
+            tracing::warn!("API request refused: {method} {target}: {error}");
+            Response::fault(Status::BadRequest, &error.to_string())
+        });
+        self.counts.count(response.status);
+        response
+    }
+}

@@ -1,0 +1,38 @@
+//! The bodies of requests and answers, as JSON has them: one type for each of Firecracker's that
+//! this build serves. Nothing here touches the host.
+//!
+//! Every optional field is an [`Option`], so that `null` means absent; unknown fields are refused.
+
+pub mod boot_source;
+pub mod drive;
+pub mod error;
+pub mod id;
+pub mod logger;
+pub mod machine_config;
+pub mod network;
+pub mod rate_limiter;
+pub mod vm;
+
+pub use boot_source::BootSourceWire;
+pub use drive::{CacheTypeWire, DriveWire, IoEngineWire};
+pub use error::WireError;
+pub use logger::{LevelWire, LoggerWire};
+pub use machine_config::{HugePagesWire, MachineConfigWire};
+pub use network::{MacWire, NetworkWire};
+pub use rate_limiter::{RateLimiterWire, TokenBucketWire};
+pub use vm::{
+    ActionTypeWire, ActionWire, InstanceInfoWire, SerialWire, VersionWire, VmStateWire, VmWire,
+};
+
+use serde::de::DeserializeOwned;
+
+/// A body as `T`.
+///
+/// # Errors
+/// Malformed JSON, an unknown or missing field, a value of the wrong kind: with the place.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, WireError> {
+    serde_json::from_slice(body).map_err(WireError::Json)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! `/drives/{drive_id}`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vmm::{Cache, DriveSpec};
+
+use super::{RateLimiterWire, WireError, rate_limiter};
+
+/// A drive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveWire {
+    /// Its id, as in the path.
+    pub drive_id: String,
+    /// The partition that is the root, when it is not the whole drive.
+    pub partuuid: Option<String>,
+    /// Whether the guest's root is on it.
+    pub is_root_device: bool,
+    /// Whether flushes reach the host's disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_type: Option<CacheTypeWire>,
+    /// Whether writes are refused.
+    pub is_read_only: Option<bool>,
+    /// A file or block device of the host.
+    pub path_on_host: Option<PathBuf>,
+    /// Not supported by this build.
+    pub rate_limiter: Option<RateLimiterWire>,
+    /// How the file is read and written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_engine: Option<IoEngineWire>,
+    /// The socket of a vhost-user backend: not supported by this build.
+    pub socket: Option<PathBuf>,
+}
+
+/// `cache_type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheTypeWire {
+    /// Flushes are not offered.
+    #[default]
+    Unsafe,
+    /// Flushes reach the disk.
+    Writeback,
+}
+
+/// `io_engine`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoEngineWire {
+    /// Ordinary reads and writes.
+    #[default]
+    Sync,
+    /// io_uring: not supported by this build.
+    Async,
+}
+
+impl DriveWire {
+    /// The drive with its defaults filled in, as GET /vm/config shows it, and as a spec.
+    ///
+    /// # Errors
+    /// A field that this build does not support; no path.
+    pub fn convert(self) -> Result<(DriveWire, DriveSpec), WireError> {
+        let not_supported = |what| Err(WireError::field_not_supported(what));
+        if self.socket.is_some() {
+            return not_supported("socket (a vhost-user drive)");
+        }
+        if self.io_engine == Some(IoEngineWire::Async) {
+            return not_supported("io_engine Async");
+        }
+        rate_limiter::refuse(self.rate_limiter.as_ref(), "rate_limiter")?;
+        let Some(path) = self.path_on_host.clone() else {
+            return Err(WireError::Missing {
+                field: "path_on_host",
+                remedy: "give the path of a disk image or block device",
+            });
+        };
+        let cache_type = self.cache_type.unwrap_or_default();
+        let read_only = self.is_read_only.unwrap_or(false);
+        let spec = DriveSpec {
+            id: self.drive_id.clone(),
+            path,
+            read_only,
+            root: self.is_root_device,
+            partuuid: self.partuuid.clone(),
+            cache: match cache_type {
+                CacheTypeWire::Unsafe => Cache::Unsafe,
+                CacheTypeWire::Writeback => Cache::Writeback,
+            },
+        };
+        let filled = DriveWire {
+            cache_type: Some(cache_type),
+            is_read_only: Some(read_only),
+            rate_limiter: None,
+            io_engine: Some(IoEngineWire::Sync),
+            ..self
+        };
+        Ok((filled, spec))
+    }
+}

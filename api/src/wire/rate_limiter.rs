@@ -1,0 +1,57 @@
+//! Rate limiters, which this build does not have: one that limits something is refused.
+
+use serde::{Deserialize, Serialize};
+
+use super::WireError;
+
+/// `rate_limiter` of drives and networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimiterWire {
+    /// Bytes.
+    pub bandwidth: Option<TokenBucketWire>,
+    /// Operations.
+    pub ops: Option<TokenBucketWire>,
+}
+
+/// One bucket: `size` tokens come back in `refill_time` ms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucketWire {
+    /// Tokens it holds.
+    pub size: u64,
+    /// Tokens that it holds once, at the start.
+    pub one_time_burst: Option<u64>,
+    /// Milliseconds in which it fills.
+    pub refill_time: u64,
+}
+
+impl TokenBucketWire {
+    /// A bucket without size or time limits nothing.
+    fn limits(&self) -> bool {
+        self.size != 0 && self.refill_time != 0
+    }
+}
+
+/// Refuses a limiter that limits something; one that limits nothing is as good as none.
+///
+/// # Errors
+/// `field` is not supported.
+pub fn refuse(limiter: Option<&RateLimiterWire>, field: &str) -> Result<(), WireError> {
+    let buckets = limiter.map(|limiter| [limiter.bandwidth.as_ref(), limiter.ops.as_ref()]);
+    for bucket in buckets.into_iter().flatten() {
+        refuse_bucket(bucket, field)?;
+    }
+    Ok(())
+}
+
+/// As [`refuse`], of one bucket alone.
+///
+/// # Errors
+/// `field` is not supported.
+pub fn refuse_bucket(bucket: Option<&TokenBucketWire>, field: &str) -> Result<(), WireError> {
+    if bucket.is_some_and(TokenBucketWire::limits) {
+        return Err(WireError::field_not_supported(field));
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! `/`, `/version`, `/vm`, `/actions` and `/serial`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{TokenBucketWire, WireError};
+
+/// Answer of GET /.
+#[derive(Clone, Debug, Serialize)]
+pub struct InstanceInfoWire {
+    /// The VM's id.
+    pub id: String,
+    /// `Not started`, `Running` or `Paused`.
+    pub state: &'static str,
+    /// Vitrine's version.
+    pub vmm_version: &'static str,
+    /// Vitrine's name.
+    pub app_name: &'static str,
+}
+
+/// Answer of GET /version.
+#[derive(Clone, Debug, Serialize)]
+pub struct VersionWire {
+    /// The version of Firecracker whose API this is.
+    pub firecracker_version: &'static str,
+}
+
+/// PATCH /vm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmWire {
+    /// What the VM is to be.
+    pub state: VmStateWire,
+}
+
+/// `state` of PATCH /vm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmStateWire {
+    /// Its vCPUs stop.
+    Paused,
+    /// They go on.
+    Resumed,
+}
+
+/// PUT /actions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionWire {
+    /// What to do.
+    pub action_type: ActionTypeWire,
+}
+
+/// `action_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ActionTypeWire {
+    /// Boot the VM.
+    InstanceStart,
+    /// Press Ctrl-Alt-Del.
+    SendCtrlAltDel,
+    /// Write Firecracker's metrics: not supported by this build.
+    FlushMetrics,
+}
+
+/// PUT /serial.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialWire {
+    /// A file, made if absent, or a FIFO; standard output when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial_out_path: Option<PathBuf>,
+    /// Not supported by this build.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<TokenBucketWire>,
+}
+
+impl SerialWire {
+    /// The console as GET /vm/config shows it.
+    ///
+    /// # Errors
+    /// A field that this build does not support.
+    pub fn convert(self) -> Result<SerialWire, WireError> {
+        super::rate_limiter::refuse_bucket(self.rate_limiter.as_ref(), "rate_limiter")?;
+        Ok(SerialWire {
+            rate_limiter: None,
+            ..self
+        })
+    }
+}
