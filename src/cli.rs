@@ -1,0 +1,77 @@
+//! What the command line leads to.
+
+mod args;
+mod black_box;
+mod check;
+mod crash;
+mod daemon;
+mod identity;
+mod run;
+mod signals;
+mod supervise;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, SubCommand};
+
+/// The VM failed.
+const FAILED: u8 = 1;
+/// Bad usage or configuration.
+const MISUSED: u8 = 2;
+
+/// Why the process ends with another status than 0.
+#[derive(Debug)]
+struct Failure {
+    status: u8,
+    error: Box<dyn Error>,
+}
+
+impl Failure {
+    /// What was asked cannot be done.
+    fn misuse(error: impl Into<Box<dyn Error>>) -> Failure {
+        Failure {
+            status: MISUSED,
+            error: error.into(),
+        }
+    }
+
+    /// It was tried and failed.
+    fn failed(error: impl Into<Box<dyn Error>>) -> Failure {
+        Failure {
+            status: FAILED,
+            error: error.into(),
+        }
+    }
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    identity::name_process();
+    crash::install();
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Some(SubCommand::Run(arguments)) => run::run(arguments),
+        Some(SubCommand::Check) => check::check(),
+        None if cli.daemon.version => {
+            identity::print_version();
+            Ok(())
+        }
+        None => daemon::daemon(cli.daemon),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            print_chain(&*failure.error);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// The error and all its causes, on one line, each said once.
+fn print_chain(error: &dyn Error) {
+    let text = api::machine::MachineError::new(error);
+    eprintln!("vitrine: {text}");
+}

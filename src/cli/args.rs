@@ -1,0 +1,237 @@
+//! The arguments.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use api::http::DEFAULT_MAX_BODY_BYTES;
+use api::wire::LevelWire;
+use clap::{Args, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  vitrine --api-sock /tmp/vm.sock --id vm1
+      wait for a VM's configuration on a socket, as Firecracker does
+  vitrine --api-sock /tmp/vm.sock --config-file vm.json
+      start the VM that a file describes, and serve the socket
+  vitrine run --kernel vmlinux --drive rootfs.ext4 --memory 512
+      boot a guest on this terminal
+  vitrine check
+      say whether this host can run guests
+
+Exit status: 0 fine, 1 the VM failed, 2 bad usage or configuration.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  vitrine run --kernel bzImage --initrd initrd.img --cmdline 'console=ttyS0'
+  vitrine run --kernel vmlinux --drive rootfs.ext4 --drive data.img,ro --net tap0 --cpus 2
+
+The first drive is the guest's root, unless there is an initrd. The guest has the terminal;
+Ctrl-A x stops it, Ctrl-A h helps.";
+
+/// A KVM virtual machine monitor in which nothing that happens to a guest is invisible.
+///
+/// Without a command it is a daemon that speaks Firecracker's API on a Unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "vitrine", after_help = EXAMPLES, disable_version_flag = true)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<SubCommand>,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SubCommand {
+    /// Boot a guest on this terminal
+    Run(RunArgs),
+    /// Say whether this host can run guests, and what would hold it back
+    Check,
+}
+
+/// The daemon's flags: Firecracker's, then Vitrine's own.
+#[derive(Args, Debug)]
+pub struct DaemonArgs {
+    /// Unix socket of the API; it must not exist yet
+    #[arg(long, value_name = "PATH", default_value = "/run/firecracker.socket")]
+    pub api_sock: PathBuf,
+    /// Name of the VM: letters, digits, - and _, at most 64
+    #[arg(long, value_parser = parse_id)]
+    pub id: Option<String>,
+    /// A VM's configuration in JSON; the VM starts at once
+    #[arg(long, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+    /// Serve no API
+    #[arg(long, requires = "config_file")]
+    pub no_api: bool,
+    /// Metadata for the guest (no effect in this build)
+    #[arg(long, value_name = "FILE")]
+    pub metadata: Option<PathBuf>,
+    /// Log to this file or FIFO and not to standard error
+    #[arg(long, value_name = "PATH")]
+    pub log_path: Option<PathBuf>,
+    /// Least severe level to log: Error, Warning, Info, Debug, Trace or Off
+    #[arg(long)]
+    pub level: Option<LevelWire>,
+    /// Log only modules whose path begins so
+    #[arg(long, value_name = "PREFIX")]
+    pub module: Option<String>,
+    /// Tell the level in each line of the log
+    #[arg(long)]
+    pub show_level: bool,
+    /// Tell the source file and line in each line of the log
+    #[arg(long)]
+    pub show_log_origin: bool,
+    /// Firecracker's metrics as JSON lines (no effect in this build)
+    #[arg(long, value_name = "PATH")]
+    pub metrics_path: Option<PathBuf>,
+    /// A seccomp filter (no effect in this build)
+    #[arg(long, value_name = "FILE", conflicts_with = "no_seccomp")]
+    pub seccomp_filter: Option<PathBuf>,
+    /// Run without seccomp filters (no effect in this build)
+    #[arg(long)]
+    pub no_seccomp: bool,
+    /// A device that tells how long the boot took (no effect in this build)
+    #[arg(long)]
+    pub boot_timer: bool,
+    /// Wall-clock time at which the process was started (no effect in this build)
+    #[arg(long, value_name = "US")]
+    pub start_time_us: Option<u64>,
+    /// CPU time at which the process was started (no effect in this build)
+    #[arg(long, value_name = "US")]
+    pub start_time_cpu_us: Option<u64>,
+    /// CPU time that the parent used for it (no effect in this build)
+    #[arg(long, value_name = "US")]
+    pub parent_cpu_time_us: Option<u64>,
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_BODY_BYTES)]
+    pub http_api_max_payload_size: usize,
+    /// Most bytes of metadata (no effect in this build)
+    #[arg(long, value_name = "BYTES")]
+    pub mmds_size_limit: Option<usize>,
+    /// Give the guest PCI devices (no effect in this build)
+    #[arg(long)]
+    pub enable_pci: bool,
+    /// Print the version
+    #[arg(long, short = 'V')]
+    pub version: bool,
+    #[command(flatten)]
+    pub black_box: BlackBoxArgs,
+    /// Thresholds and actions per verdict (no effect in this build)
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+}
+
+impl DaemonArgs {
+    /// The flags that were given and do nothing yet.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let flags = [
+            ("--metadata", self.metadata.is_some()),
+            ("--metrics-path", self.metrics_path.is_some()),
+            ("--seccomp-filter", self.seccomp_filter.is_some()),
+            ("--no-seccomp", self.no_seccomp),
+            ("--boot-timer", self.boot_timer),
+            ("--start-time-us", self.start_time_us.is_some()),
+            ("--start-time-cpu-us", self.start_time_cpu_us.is_some()),
+            ("--parent-cpu-time-us", self.parent_cpu_time_us.is_some()),
+            ("--mmds-size-limit", self.mmds_size_limit.is_some()),
+            ("--enable-pci", self.enable_pci),
+            ("--policy", self.policy.is_some()),
+        ];
+        flags
+            .iter()
+            .filter(|(_, given)| *given)
+            .map(|(flag, _)| *flag)
+            .collect()
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct BlackBoxArgs {
+    /// The black box's file [default: ID.blackbox in $XDG_RUNTIME_DIR/vitrine or /run/vitrine]
+    #[arg(long, value_name = "PATH")]
+    pub blackbox: Option<PathBuf>,
+    /// Keep the black box after a clean end
+    #[arg(long)]
+    pub keep_blackbox: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = RUN_EXAMPLES)]
+pub struct RunArgs {
+    /// Kernel: bzImage or ELF vmlinux
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Disk image or block device; `,ro` makes it read-only; may be repeated
+    #[arg(long, value_name = "PATH[,ro]", value_parser = clap::builder::OsStringValueParser::new())]
+    pub drive: Vec<OsString>,
+    /// Tap device of the host; may be repeated
+    #[arg(long, value_name = "TAP")]
+    pub net: Vec<String>,
+    /// Number of vCPUs, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u64,
+    /// Guest memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    pub memory: u64,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// Name of the VM
+    #[arg(long, value_parser = parse_id)]
+    pub id: Option<String>,
+    /// Least severe level to log on standard error
+    #[arg(long, default_value = "Warning")]
+    pub level: LevelWire,
+    #[command(flatten)]
+    pub black_box: BlackBoxArgs,
+}
+
+fn parse_id(text: &str) -> Result<String, String> {
+    let valid = (1..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err("give 1 to 64 letters, digits, - and _".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn all_of_firecrackers_flags_are_taken_together() {
+        let flags = "firecracker --api-sock /s --id a-b --config-file c --no-api --metadata m \
+            --log-path l --level Warn --module x --show-level --show-log-origin --metrics-path p \
+            --no-seccomp --boot-timer --start-time-us 1 --start-time-cpu-us 2 --parent-cpu-time-us 3 \
+            --http-api-max-payload-size 9 --mmds-size-limit 9 --enable-pci";
+        let cli = Cli::try_parse_from(flags.split_whitespace()).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.daemon.without_effect().len(), 9);
+        let equals = [
+            "vitrine",
+            "--api-sock=/s",
+            "--seccomp-filter=f",
+            "--level=info",
+        ];
+        assert_eq!(
+            Cli::try_parse_from(equals).unwrap().daemon.api_sock,
+            PathBuf::from("/s")
+        );
+        assert!(Cli::try_parse_from(["vitrine", "--id", "a/b"]).is_err());
+        assert!(Cli::try_parse_from(["vitrine", "--no-api"]).is_err());
+    }
+}
