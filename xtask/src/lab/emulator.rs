@@ -1,0 +1,299 @@
+//! One run of the emulated machine: QEMU, its three ports, its end.
+//!
+//! The job's stdout and stderr and word of what becomes of it come over virtio ports that are
+//! sockets here, so that the machine's console cannot garble them; the console goes to a file
+//! that is shown when the machine fails.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use super::job::Folder;
+use super::outer::Outer;
+use super::{End, Job, Qemu};
+use crate::error::{Context, Error, Result, fail};
+use crate::program::{find, tail};
+
+/// The machine is up in seconds; on a host that does much else, in tens of seconds.
+const BOOT: Duration = Duration::from_secs(180);
+/// After the command ended, the machine has this long to switch itself off.
+const OFF: Duration = Duration::from_secs(20);
+const PORTS: [&str; 3] = ["control", "stdout", "stderr"];
+const CONSOLE_LINES: usize = 30;
+
+/// Word from the machine.
+#[derive(Debug, PartialEq, Eq)]
+enum Word {
+    Booted,
+    Exit(u8),
+    Error(String),
+    Closed,
+}
+
+/// Kills QEMU, if it still runs, when the run is over.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a job in a machine of its own.
+pub fn run(
+    qemu: &Qemu,
+    outer: &Outer,
+    job: &Job,
+    stdout: &mut (dyn Write + Send),
+    stderr: &mut (dyn Write + Send),
+) -> Result<End> {
+    let folder = Folder::new(job)?;
+    let listeners = [
+        folder.socket("control")?,
+        folder.socket("stdout")?,
+        folder.socket("stderr")?,
+    ];
+    let started = Instant::now();
+    let errors = fs::File::create(folder.file("qemu.log"))
+        .context(|| "cannot make QEMU's log".to_owned())?;
+    let child = command(qemu, outer, job, &folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(errors)
+        .spawn()
+        .context(|| format!("{} could not be started", qemu.path.display()))?;
+    let mut machine = Machine(child);
+    let mut ends = Vec::new();
+    for listener in &listeners {
+        ends.push(accept(listener, &mut machine).map_err(|error| explain(&folder, &error))?);
+    }
+    let (Some(err_end), Some(out_end), Some(control)) = (ends.pop(), ends.pop(), ends.pop()) else {
+        return fail("QEMU opened too few ports");
+    };
+    let (sender, words) = channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| copy(out_end, stdout));
+        scope.spawn(|| copy(err_end, stderr));
+        scope.spawn(move || listen(control, &sender));
+        let end = wait(&words, job, started).map_err(|error| explain(&folder, &error));
+        if matches!(end, Ok(End::Exit(_))) {
+            wait_off(&mut machine);
+        }
+        drop(machine); // closes the ports, which ends the threads
+        end
+    })
+}
+
+/// The whole QEMU command.
+fn command(qemu: &Qemu, outer: &Outer, job: &Job, folder: &Folder) -> Command {
+    // QEMU dies with us, however we die.
+    let mut command = match find("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL", "--"]).arg(&qemu.path);
+            command
+        }
+        None => Command::new(&qemu.path),
+    };
+    command.args([
+        "-nodefaults",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-vga",
+        "none",
+    ]);
+    command.args(["-machine", "q35", "-cpu", "EPYC,+svm,+npt"]);
+    command.args(["-accel", "tcg,thread=multi,tb-size=512"]);
+    command.args([
+        "-smp",
+        &job.cpus.to_string(),
+        "-m",
+        &job.memory_mib.to_string(),
+    ]);
+    command
+        .arg("-kernel")
+        .arg(&outer.kernel)
+        .arg("-initrd")
+        .arg(&outer.initrd);
+    let append = format!(
+        "console=ttyS0 quiet panic=1 oops=panic mitigations=off nokaslr random.trust_cpu=1 \
+         tsc=reliable lab.job={} {}",
+        folder.path().display(),
+        job.kernel_args
+    );
+    command.arg("-append").arg(append);
+    let share = "local,path=/,mount_tag=hostroot,security_model=none,multidevs=remap";
+    command.arg("-virtfs").arg(share);
+    command
+        .arg("-serial")
+        .arg(format!("file:{}", folder.file("console.log").display()));
+    command.args(["-device", "virtio-serial-pci,id=lab"]);
+    for (number, port) in (1..).zip(PORTS) {
+        let socket = folder.file(port);
+        command
+            .arg("-chardev")
+            .arg(format!("socket,id=lab.{port},path={}", socket.display()));
+        let device = "virtserialport,bus=lab.0";
+        let names = format!("nr={number},chardev=lab.{port},name=lab.{port}");
+        command.arg("-device").arg(format!("{device},{names}"));
+    }
+    command.args(job.qemu_args.split_whitespace());
+    command
+}
+
+/// Waits for QEMU to open one of the sockets.
+fn accept(listener: &UnixListener, machine: &mut Machine) -> Result<UnixStream> {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Ok((stream, _)) = listener.accept() {
+            stream
+                .set_nonblocking(false)
+                .context(|| "a port of the lab".to_owned())?;
+            return Ok(stream);
+        }
+        if let Ok(Some(status)) = machine.0.try_wait() {
+            return fail(format!("QEMU ended at once ({status})"));
+        }
+        if Instant::now() > until {
+            return fail("QEMU did not start within 60 s");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn copy(mut from: UnixStream, to: &mut (dyn Write + Send)) {
+    let mut buffer = vec![0; 1 << 16];
+    let mut open = true;
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        // A reader that went away must not stop the job: what it says is dropped then.
+        open = open
+            && to
+                .write_all(&buffer[..count])
+                .and_then(|()| to.flush())
+                .is_ok();
+    }
+}
+
+fn listen(control: UnixStream, words: &Sender<Word>) {
+    for line in BufReader::new(control)
+        .lines()
+        .map_while(std::result::Result::ok)
+    {
+        if let Some(word) = parse(&line) {
+            let _ = words.send(word);
+        }
+    }
+    let _ = words.send(Word::Closed);
+}
+
+fn parse(line: &str) -> Option<Word> {
+    match line.split_once(' ') {
+        None if line == "booted" => Some(Word::Booted),
+        Some(("exit", status)) => status.trim().parse().ok().map(Word::Exit),
+        Some(("error", text)) => Some(Word::Error(text.to_owned())),
+        _ => None,
+    }
+}
+
+/// Waits for the job's end, or for what comes in its place.
+fn wait(words: &Receiver<Word>, job: &Job, started: Instant) -> Result<End> {
+    let mut booted = false;
+    loop {
+        let limit = if booted {
+            job.timeout
+        } else {
+            BOOT.min(job.timeout)
+        };
+        match words.recv_timeout(limit.saturating_sub(started.elapsed())) {
+            Ok(Word::Booted) => booted = true,
+            Ok(Word::Exit(status)) => return Ok(End::Exit(status)),
+            Ok(Word::Error(text)) => return fail(format!("the emulated machine gave up: {text}")),
+            Ok(Word::Closed) | Err(RecvTimeoutError::Disconnected) => {
+                let when = if booted {
+                    "before the command had ended"
+                } else {
+                    "while it booted"
+                };
+                return fail(format!("the emulated machine died {when}"));
+            }
+            Err(RecvTimeoutError::Timeout) if booted || job.timeout <= BOOT => {
+                return Ok(End::TimeUp);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                return fail(format!(
+                    "the emulated machine was not up within {} s",
+                    BOOT.as_secs()
+                ));
+            }
+        }
+    }
+}
+
+fn wait_off(machine: &mut Machine) {
+    let until = Instant::now() + OFF;
+    while Instant::now() < until && !matches!(machine.0.try_wait(), Ok(Some(_)) | Err(_)) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Adds what QEMU and the machine's console said last.
+fn explain(folder: &Folder, error: &Error) -> Error {
+    let mut text = error.to_string();
+    let read = |name| {
+        let bytes = fs::read(folder.file(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let console = read("console.log");
+    for sign in ["Kernel panic", "Out of memory", "Oops", "BUG:"] {
+        if let Some(line) = console.lines().find(|line| line.contains(sign)) {
+            text.push_str(&format!("\nthe lab's kernel said: {}", line.trim()));
+            break;
+        }
+    }
+    let noise = |line: &&str| !line.contains("TCG doesn't support");
+    let qemu: Vec<String> = read("qemu.log")
+        .lines()
+        .filter(noise)
+        .map(str::to_owned)
+        .collect();
+    for (what, said) in [("QEMU", qemu.join("\n")), ("its console", console)] {
+        if !said.trim().is_empty() {
+            text.push_str(&format!(
+                "\n--- last lines of {what}\n{}",
+                tail(&said, CONSOLE_LINES)
+            ));
+        }
+    }
+    Error::new(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_the_machine() {
+        assert_eq!(parse("booted"), Some(Word::Booted));
+        assert_eq!(parse("exit 3"), Some(Word::Exit(3)));
+        assert_eq!(
+            parse("error no root"),
+            Some(Word::Error("no root".to_owned()))
+        );
+        assert_eq!(parse("exit many"), None);
+    }
+
+    #[test]
+    fn a_silent_machine_is_given_up() {
+        let (sender, words) = channel();
+        let mut job = Job::new(&["true"]);
+        job.timeout = Duration::from_millis(20);
+        assert_eq!(wait(&words, &job, Instant::now()).ok(), Some(End::TimeUp));
+        let _ = sender.send(Word::Closed);
+        assert!(wait(&words, &job, Instant::now()).is_err());
+    }
+}

@@ -1,0 +1,235 @@
+//! `cargo xtask test`: the whole suite, on whatever this machine can do, and what it came to.
+
+mod summary;
+mod tally;
+mod target;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::apt;
+use crate::arrows::{self, cargo};
+use crate::error::{Context, Result, fail};
+use crate::images::{self, Set};
+use crate::lab::End;
+use crate::licences;
+use crate::program::say;
+use summary::Row;
+use tally::Tally;
+
+pub use target::artifact;
+
+/// `cargo xtask test`
+#[derive(clap::Args)]
+pub struct TestArgs {
+    /// Run only these suites
+    #[arg(long, value_enum)]
+    only: Vec<Suite>,
+    /// Run only tests whose name contains this (then without the checks, unless asked for)
+    filter: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Suite {
+    /// Format, lints, the direction of dependencies, and their licences
+    Checks,
+    /// Unit tests, documentation tests, and that the examples build
+    Unit,
+    /// Bare-metal guests, on /dev/kvm or in the lab
+    Zoo,
+    /// API sessions with small guests, on /dev/kvm or in the lab
+    Session,
+    /// Linux guests, on hardware virtualisation or in the lab
+    Linux,
+}
+
+const HERE: &str = "host";
+const KVM: &str = "this host's KVM";
+const LAB: &str = "the lab";
+
+/// Runs the suites, prints the table; fails when anything failed.
+pub fn main(args: &TestArgs) -> Result<()> {
+    let root = crate::repository()?;
+    std::env::set_current_dir(&root).context(|| format!("cannot enter {}", root.display()))?;
+    let mut suites = args.only.clone();
+    if suites.is_empty() {
+        suites = vec![
+            Suite::Checks,
+            Suite::Unit,
+            Suite::Zoo,
+            Suite::Session,
+            Suite::Linux,
+        ];
+        suites.retain(|suite| args.filter.is_none() || *suite != Suite::Checks);
+    }
+    let filter = args.filter.as_deref();
+    let rows: Vec<Row> = suites.iter().map(|suite| timed(*suite, filter)).collect();
+    println!("{}", summary::text(&rows));
+    if let Some(filter) = filter
+        && summary::ran_no_test(&rows)
+    {
+        return fail(format!("no test's name contains {filter:?}"));
+    }
+    if rows.iter().all(|row| row.failed == 0) {
+        Ok(())
+    } else {
+        fail("the test suite failed")
+    }
+}
+
+fn timed(suite: Suite, filter: Option<&str>) -> Row {
+    let started = Instant::now();
+    let mut row = match suite {
+        Suite::Checks => checks(),
+        Suite::Unit => unit(filter),
+        Suite::Zoo => guests("zoo", Set::Zoo, kvm_opens(), filter),
+        Suite::Session => guests("session", Set::Zoo, kvm_opens(), filter),
+        Suite::Linux => guests("linux", Set::Linux, runs_linux(), filter),
+    };
+    row.took = started.elapsed();
+    row
+}
+
+/// Whether this machine's KVM can be used at all.
+fn kvm_opens() -> bool {
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok()
+}
+
+/// Whether this machine boots unmodified Linux guests: a KVM without hardware virtualisation
+/// (PVM) opens, yet does not.
+pub fn runs_linux() -> bool {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = info
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default();
+    kvm_opens()
+        && flags
+            .split_whitespace()
+            .any(|flag| flag == "vmx" || flag == "svm")
+}
+
+fn checks() -> Row {
+    let mut row = Row::new(summary::CHECKS, HERE);
+    row.check("fmt", step(&["fmt", "--all", "--check"]));
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    row.check("clippy", step(&clippy));
+    say("test", "the direction of dependencies ...");
+    row.check("arrows", arrows::check());
+    say("test", "the licences of all packages ...");
+    row.check("licences", licences::check());
+    row
+}
+
+/// One cargo command that shows its own output.
+fn step(arguments: &[&str]) -> Result<()> {
+    say("test", format!("cargo {} ...", arguments.join(" ")));
+    let status = Command::new(cargo())
+        .args(arguments)
+        .status()
+        .context(|| "cargo could not be started".to_owned())?;
+    if status.success() {
+        Ok(())
+    } else {
+        fail(format!("`cargo {}` failed", arguments.join(" ")))
+    }
+}
+
+fn unit(filter: Option<&str>) -> Row {
+    let mut row = Row::new("unit", HERE);
+    // Guests' own test programs are left out by `test = false`.
+    let arguments = ["test", "--workspace", "--no-fail-fast"];
+    let name = format!("cargo {}", arguments.join(" "));
+    say("test", format!("{name} ..."));
+    let mut command = vec![cargo()];
+    command.extend(arguments.map(OsString::from));
+    if let Some(filter) = filter {
+        command.extend(["--", filter].map(OsString::from));
+    }
+    let mut tally = Tally::new(std::io::stdout());
+    let end = target::run_limited(&command, &[], Duration::from_secs(1800), &mut tally);
+    judge(&mut row, tally, end, &name);
+    if filter.is_none() {
+        row.check("examples", step(&["build", "--workspace", "--examples"]));
+    }
+    row
+}
+
+/// What the tests call on this machine, beside what making the images already needs.
+const TOOLS: [(&str, &str); 6] = [
+    ("curl", "curl"),
+    ("debugfs", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("ping", "iputils-ping"),
+];
+
+/// Installs what the suite needs, builds its program and makes its images.
+fn prepare(name: &str, set: Set) -> Result<(target::Built, PathBuf)> {
+    for (tool, package) in TOOLS {
+        apt::tool(tool, package)?;
+    }
+    Ok((target::build(name)?, images::ensure(&[set], false)?))
+}
+
+/// Runs the integration test target `name` where it can run.
+fn guests(name: &'static str, set: Set, here: bool, filter: Option<&str>) -> Row {
+    let mut row = Row::new(name, if here { KVM } else { LAB });
+    let (built, images) = match prepare(name, set) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            row.fail(error.to_string());
+            return row;
+        }
+    };
+    let mut arguments = vec!["--test-threads=1".to_owned()];
+    arguments.extend(filter.map(str::to_owned));
+    let limit = Duration::from_secs(if set == Set::Linux { 2700 } else { 900 });
+    say("test", format!("{name}: running, on {} ...", row.place));
+    let mut tally = Tally::new(std::io::stdout());
+    let end = if here {
+        target::run_here(&built, &images, &arguments, limit, &mut tally)
+    } else {
+        let size = |job: &mut crate::lab::Job| {
+            job.timeout = limit;
+            if set == Set::Linux {
+                // Guests of 5 GiB; and several vCPUs on two emulated CPUs with memory far above
+                // 4 GiB is what QEMU 10.0 crashes at, so one.
+                job.memory_mib = 9216;
+                job.cpus = 1;
+            }
+        };
+        target::run_in_lab(&built, &images, &arguments, size, &mut tally)
+    };
+    judge(&mut row, tally, end, name);
+    row
+}
+
+/// Counts what a test program said, and its end when that is bad without a test having failed.
+fn judge(row: &mut Row, mut tally: Tally<std::io::Stdout>, end: Result<End>, what: &str) {
+    tally.finish();
+    let told = tally.failed > 0;
+    row.add(tally);
+    match end {
+        Ok(End::Exit(0)) => {}
+        Ok(End::Exit(_)) if told => {}
+        Ok(End::Exit(status)) => row.fail(format!("{what}: ended with status {status}")),
+        Ok(End::TimeUp) => row.fail(format!("{what}: time was up; it was ended")),
+        Err(error) => row.fail(format!("{what}: {error}")),
+    }
+}
