@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# Writes the seeds of the corpus, fuzz/corpus/TARGET/*: what a well-behaved guest or client says.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/corpus"
+mkdir -p api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers virtqueue
+
+# Words, little-endian: le BYTES NUMBER...
+le() {
+  local bytes=$1 number i
+  shift
+  for number; do
+    for ((i = 0; i < bytes; i++)); do
+      printf "\\x$(printf %x $(((number >> (8 * i)) & 255)))"
+    done
+  done
+}
+
+# api_bodies: `METHOD TARGET ID`, then the body.
+body() {
+  printf '%s\n%s' "$2" "$3" >"api_bodies/$1"
+}
+body action 'PUT /actions x' '{"action_type":"InstanceStart"}'
+body boot 'PUT /boot-source x' '{"kernel_image_path":"/k","initrd_path":null,"boot_args":"console=ttyS0"}'
+body bucket 'GET /vm/config DEBUG' '{"size":1,"one_time_burst":2,"refill_time":0}'
+body drive 'PUT /drives/rootfs rootfs' '{"drive_id":"rootfs","path_on_host":"/d","is_root_device":true,"is_read_only":true,"cache_type":"Writeback","io_engine":"Sync","partuuid":"0eaa91a0-01","rate_limiter":{"bandwidth":{"size":0,"refill_time":1},"ops":null}}'
+body limiter 'PATCH /drives/a a' '{"bandwidth":{"size":1,"refill_time":1},"ops":{"size":1,"one_time_burst":9,"refill_time":1}}'
+body logger 'PUT /logger warn' '{"log_path":"/l","level":"Warn","show_level":true,"show_log_origin":false,"module":"api"}'
+body machine 'PUT /machine-config x' '{"vcpu_count":2,"mem_size_mib":256,"smt":false,"cpu_template":"None","track_dirty_pages":false,"huge_pages":"2M"}'
+body more 'PATCH /machine-config x' '{"mem_size_mib":18446744073709551615,"huge_pages_fallback":false,"numa_node":1,"memory_nodes":[0],"cpu_affinity":{},"io_affinity":null}'
+body network 'PUT /network-interfaces/eth0 06:00:AC:10:00:02' '{"iface_id":"eth0","host_dev_name":"tap0","guest_mac":"06:00:ac:10:00:02","mtu":1500}'
+body serial 'PUT /serial x' '{"serial_out_path":"/s","rate_limiter":{"size":0,"refill_time":0}}'
+body state 'PATCH /vm?x=1#y x' '{"state":"Paused"}'
+
+# blackbox_reader: a directory, NUL, sections from byte 4096 on. Or a black box as it is.
+{
+  printf 'kind\tdisk\tdevice\n'
+  printf 'field\tdisk\tnow\t4\t0\t0\t1\t0\t\tWhat its thread does.\n'
+  printf 'field\tdisk\treads\t1\t0\t32\t1\t0\t\tReads served.\n'
+  printf 'field\tdisk\terrors\t1\t0\t40\t3\t8\tstatus\tRequests that failed.\n'
+  printf 'section\tdisk/rootfs\tdisk\t4096\t64\nlabels\tdisk/rootfs\tstatus\tioerr,,unsupp\n'
+  printf '\0\3\2\1\0' && le 8 0 1 2 3 4 5 6 7
+} >blackbox_reader/disk
+{
+  printf 'kind\tq\tdevice,queue\n'
+  printf 'field\tq\tservice\t3\t1\t0\t1\t0\t\tTime.\nfield\tq\tevents\t5\t0\t0\t1\t0\t\tEvents.\n'
+  printf 'field\tq\tsize\t2\t2\t8\t1\t0\t\tA gauge.\nfield\tq\tpages\t2\t3\t16\t2\t8\trow\tPages.\n'
+  printf 'section\tq/net0/1\tq\t4096\t17000\nlabels\tq/net0/1\trow\ta,b\nsection\tq/net0/1\tq\t4097\t80\n\0'
+  le 8 5 4 3 2 1 0
+} >blackbox_reader/queue
+{
+  printf VITRBBOX && le 4 1 0 && le 8 4096 4096 64 80 64 7
+} >blackbox_reader/header
+
+# blk_request: header, bytes from and for the guest, sectors, what the disk can, its id.
+request() {
+  { le 4 "$2" 0 && le 8 "$3" "$4" "$5" 8 && le 1 "$6" && printf 'rootfs'; } >"blk_request/$1"
+}
+request read 0 7 0 512 2
+request write 1 0 4096 0 2
+request refused 1 0 512 0 1
+request flush 4 0 0 0 2
+request id 8 0 0 20 0
+request discard 11 0 16 0 0
+request far 0 -1 0 512 0
+
+# http_request: one byte says how the rest is cut.
+http() {
+  printf "$2" >"http_request/$1"
+}
+http get '\6GET /version HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n'
+http put '\1PUT /actions HTTP/1.1\r\nContent-Length: 31\r\n\r\n{"action_type":"InstanceStart"}'
+http chunks '\2PUT /vm HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\n{"sta\r\n3\r\nte"\r\n0\r\nA: b\r\n\r\n'
+http expect '\11PATCH /vm HTTP/1.1\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}'
+http two '\4\r\nGET / HTTP/1.0\r\n\r\nGET http://localhost/vm/config?x HTTP/1.1\nConnection: a, Close\n\n'
+http large '\7PUT / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n'
+http both '\7PUT / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nx'
+# FFh TIMES BYTE: 128 * TIMES bytes.
+http trailers '\100PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nx: \377\200a\r\n\r\n'
+http extension '\100PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0;\377\200a\r\n\r\n'
+http head '\100PUT / HTTP/1.1\r\nx: \377\200a\r\n\r\n'
+
+# legacy_ports: what (0 reads, 3 writes, 6 writes often, 7 comes from the host), where, value.
+legacy() {
+  local to=legacy_ports/$1
+  shift
+  le 1 "$@" >"$to"
+}
+legacy serial 3 0x03 0x83 3 0x00 12 3 0x01 0 3 0x03 3 3 0x01 0x0F 3 0x00 65 0 0x05 0 0 0x02 0 7 2 88 0 0 0 3 4 0x10 3 0 1 0 0 0
+legacy full 3 1 2 6 0 255 6 0 255 6 0 255 6 0 20 0 5 0 0 2 0 3 3 0x83 7 4 255 7 3 9 7 5 255 3 0 1
+legacy keyboard 3 0x14 0x20 0 0x10 0 3 0x14 0x60 3 0x10 0x65 3 0x10 0xF2 0 0x14 0 0 0x10 0 0 0x10 0 7 7 0 0 0x10 0 3 0x10 0xED 3 0x10 7 0 0x11 0 3 0x11 0xFD 3 0x14 0xFE
+legacy clock 3 0x20 0x0A 0 0x21 0 3 0x20 0x0B 3 0x21 6 3 0x20 0 0 0x21 0 3 0x20 9 0 0x21 0 3 0x20 0x32 0 0x21 0 3 0x20 0x80 3 0x21 0xFF
+legacy power 3 0x30 0x34 3 0x32 6 0 0x31 0 3 0x30 0x2C 3 0x40 1 0xC3 0x40 1 3 0x50 0x42 0 0x50 0 0xE0 0x00 0
+
+# mmio_registers: what the device offers, then `what where value`: 0x40 reads, 0x42 writes, 0x41
+# ends a reset.
+registers() {
+  local to=mmio_registers/$1
+  shift
+  {
+    le 1 3
+    while (($#)); do
+      le 1 "$1" "$2" && le 4 "$3"
+      shift 3
+    done
+  } >"$to"
+}
+start=(0x42 0x70 0 0x42 0x70 1 0x42 0x70 3 0x42 0x14 1 0x40 0x10 0 0x42 0x24 1 0x42 0x20 1 0x42 0x24 0
+  0x42 0x20 0x30000000 0x42 0x70 11 0x40 0x70 0 0x42 0x30 0 0x40 0x34 0 0x42 0x38 16 0x42 0x80 0x1000
+  0x42 0x84 0 0x42 0x90 0x2000 0x42 0xa4 1 0x42 0xa0 0x3000 0x42 0x44 1 0x40 0x44 0 0x42 0x70 15)
+registers start "${start[@]}"
+registers reset "${start[@]}" 0x42 0x50 0 0x40 0x60 3 0x42 0x64 3 0x42 0x70 0 0x42 0x30 1 0x41 0 1 0x42 0x70 0 0x41 0 0
+registers odd 0x40 0xfc 9 0x40 0xb0 0 0x42 0xac 1 0x00 0x71 0 0x20 0x1f 0xFFFFFFFF 0x42 0x70 131 0x42 0x44 0
+
+# virtqueue: layout, size, 32 bytes of script, then memory from 0x100 on: the available ring,
+# descriptors at the next multiple of 16, the used ring.
+descriptor() {
+  le 8 "$1" && le 4 "$2" && le 2 "$3" "$4"
+}
+script() {
+  le 1 "$@"
+  head -c $((32 - $#)) /dev/zero
+}
+# 4 descriptors: the table is at 0x110.
+{
+  le 1 0 2 && script 0 9 11 7 3 5 8 0 7 1 0 9 4 2 8 0
+  le 2 0 2 0 2 0 0 0 0
+  descriptor 0x1000 16 1 1 && descriptor 0x2000 512 3 3 && descriptor 0x3000 16 0 0 && descriptor 0x4000 1 2 0
+} >virtqueue/chain
+{
+  le 1 1 2 && script 2 9 11 255 5 9 2 9 4 3 8 0 10 1 13 3 0 9 6 0
+  le 2 0 1 0 0 0 0 0 0
+  descriptor 0x150 48 4 0 && head -c 48 /dev/zero
+  descriptor 0x1000 16 1 1 && descriptor 0x2000 512 3 2 && descriptor 0x4000 1 2 0
+} >virtqueue/indirect
+{
+  le 1 0 2 && script 0 9 8 0
+  le 2 0 1 0 0 0 0 0 0
+  descriptor 0x1000 16 1 1 && descriptor 0x1000 16 1 0
+} >virtqueue/loop
+{
+  le 1 2 3 && script 0 9 11 7 4 3 7 8 0 255 2 255 4 1 12 2 0 9
+  le 2 0 1 0 0 0 0 0 0
+} >virtqueue/overlap
+{
+  le 1 4 1 && script 0 9 4 1 8 0 7 1 0 9 3 1
+  le 2 0 1 0 0 0 0 0 0
+  descriptor 0xFFF0 16 2 0
+} >virtqueue/edge

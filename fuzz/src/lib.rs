@@ -1,0 +1,27 @@
+//! The bodies of the fuzz targets, one module each. They are run by libFuzzer (`fuzz_targets/`)
+//! and, with the corpus and a little randomness, by the ordinary test `tests/corpus.rs`.
+//!
+//! A body takes any bytes, ends after work that its length bounds, and panics on a fault.
+
+pub mod api_bodies;
+pub mod blackbox_reader;
+pub mod blk_request;
+pub mod http_request;
+mod input;
+pub mod legacy_ports;
+pub mod mmio_registers;
+pub mod virtqueue;
+
+/// The body of a target.
+pub type Body = fn(&[u8]);
+
+/// All targets by name.
+pub const TARGETS: [(&str, Body); 7] = [
+    ("api_bodies", api_bodies::run),
+    ("blackbox_reader", blackbox_reader::run),
+    ("blk_request", blk_request::run),
+    ("http_request", http_request::run),
+    ("legacy_ports", legacy_ports::run),
+    ("mmio_registers", mmio_registers::run),
+    ("virtqueue", virtqueue::run),
+];

@@ -1,0 +1,280 @@
+//! What the integration tests share: guests in this process, and what was seen of them.
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use vmm::observe::reader::{Snapshot, Value};
+use vmm::{BootSpec, DriveSpec, Outcome, SerialOutput, Vm, VmCommand, VmEvent, VmSpec};
+
+/// Where `cargo xtask images` put the guests.
+pub fn image(name: &str) -> PathBuf {
+    let folder = std::env::var_os("VITRINE_IMAGES").map_or_else(
+        || {
+            let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+                || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
+                PathBuf::from,
+            );
+            cache.join("vitrine/images")
+        },
+        PathBuf::from,
+    );
+    let path = folder.join(name);
+    assert!(
+        path.exists(),
+        "{} is not there: run `cargo xtask images`",
+        path.display()
+    );
+    path
+}
+
+/// A folder of its own for one test, removed with it.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new() -> Scratch {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // /run is a tmpfs in the lab, where the root is slow.
+        let base = if Path::new("/run").is_dir() {
+            "/run"
+        } else {
+            "/tmp"
+        };
+        let path = PathBuf::from(format!(
+            "{base}/vitrine-test-{}-{number}",
+            std::process::id()
+        ));
+        fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A file of `bytes` whose 64-bit word `i` is `seed + i`.
+    pub fn disk(&self, name: &str, bytes: usize, seed: u64) -> PathBuf {
+        let content: Vec<u8> = (0..bytes as u64 / 8)
+            .flat_map(|i| (seed + i).to_le_bytes())
+            .collect();
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A drive with defaults.
+pub fn drive(id: &str, path: &Path) -> DriveSpec {
+    DriveSpec {
+        id: id.to_owned(),
+        path: path.to_owned(),
+        read_only: false,
+        root: false,
+        partuuid: None,
+        cache: vmm::Cache::Writeback,
+    }
+}
+
+/// A guest in this process, its console in a file.
+pub struct Guest {
+    pub vm: Vm,
+    pub events: Receiver<VmEvent>,
+    pub console: PathBuf,
+    scratch: Scratch,
+}
+
+/// A guest that has ended.
+pub struct Finished {
+    pub outcome: Outcome,
+    pub console: String,
+    pub seen: Seen,
+}
+
+impl Guest {
+    /// Launches `spec` with its console in a file.
+    pub fn launch(mut spec: VmSpec) -> Guest {
+        let scratch = Scratch::new();
+        let console = scratch.path("console");
+        if spec.serial.output == SerialOutput::Nothing {
+            spec.serial.output = SerialOutput::File(console.clone());
+        }
+        let (sender, events) = channel();
+        let vm = Vm::launch(spec, move |event| drop(sender.send(event)))
+            .unwrap_or_else(|error| panic!("launch failed: {error}"));
+        assert_eq!(events.recv().unwrap(), VmEvent::Started);
+        Guest {
+            vm,
+            events,
+            console,
+            scratch,
+        }
+    }
+
+    /// What the console has said so far.
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until the console has said `words`.
+    pub fn await_words(&self, words: &str, patience: Duration) {
+        let end = Instant::now() + patience;
+        while !self.said().contains(words) {
+            assert!(
+                Instant::now() < end,
+                "the guest did not say {words:?} within {patience:?}; it said:\n{}",
+                self.said()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for the end of the guest.
+    pub fn finish(self, patience: Duration) -> Finished {
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(VmEvent::Ended(outcome)) => {
+                    let (console, seen) = (self.said(), self.seen());
+                    return Finished {
+                        outcome,
+                        console,
+                        seen,
+                    };
+                }
+                Ok(_) => {}
+                Err(_) => panic!(
+                    "the guest did not end within {patience:?}; it said:\n{}",
+                    self.said()
+                ),
+            }
+        }
+    }
+
+    /// Stops the guest and waits for its end.
+    pub fn stop(self) -> Finished {
+        self.command(VmCommand::Stop);
+        self.finish(Duration::from_secs(30))
+    }
+
+    /// Carries out a command, which must succeed.
+    pub fn command(&self, command: VmCommand) {
+        self.vm
+            .command_within(command, Duration::from_secs(30))
+            .unwrap();
+    }
+
+    /// What Vitrine has seen so far.
+    pub fn seen(&self) -> Seen {
+        Seen(self.vm.snapshot().unwrap())
+    }
+}
+
+/// What Vitrine has seen.
+pub struct Seen(pub Snapshot);
+
+impl Seen {
+    /// The number of `field` in the section called `section`; in its row called `row` if not "".
+    pub fn number(&self, section: &str, field: &str, row: &str) -> u64 {
+        let view = self
+            .0
+            .sections
+            .iter()
+            .find(|view| view.name == section)
+            .unwrap_or_else(|| panic!("no section {section}"));
+        let value = if row.is_empty() {
+            view.value(field)
+        } else {
+            view.table(field, row)
+        };
+        match value.unwrap_or_else(|| panic!("no {field} {row} in {section}")) {
+            Value::Counter(n) | Value::Gauge(n) => n,
+            Value::Histogram(histogram) => histogram.count(),
+            other => panic!("{field} is no number: {other:?}"),
+        }
+    }
+
+    /// User exits of vCPU 0 of this kind.
+    pub fn exits(&self, reason: &str) -> u64 {
+        self.number("vcpu/0", "exits", reason)
+    }
+
+    /// Reads and writes of vCPU 0 at this device.
+    pub fn accesses(&self, device: &str) -> (u64, u64) {
+        let number = |field| self.number("vcpu/0", field, device);
+        (number("device_reads"), number("device_writes"))
+    }
+}
+
+/// Whether the test `name` has a process of its own, so that it may count what this process has. If
+/// not, it is run in one, and must succeed there.
+pub fn alone(name: &str) -> bool {
+    const MARK: &str = "VITRINE_TEST_ALONE";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--test-threads=1", "--nocapture"])
+        .env(MARK, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}{errors}");
+    assert!(
+        said.contains("1 passed"),
+        "{name} is not the name of a test: {said}"
+    );
+    false
+}
+
+fn threads() -> Vec<String> {
+    fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
+        .collect()
+}
+
+/// Threads and open files of this process, once the thread that told of a VM's end has ended too.
+pub fn leftovers() -> (Vec<String>, Vec<String>) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while threads().iter().any(|name| name == "vm\n") && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut threads = threads();
+    threads.sort();
+    let own = fs::File::open("/proc/self/fd").unwrap();
+    let own_fd = own.as_raw_fd().to_string();
+    let mut files: Vec<String> = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|fd| {
+            let fd = fd.ok()?;
+            let target = fs::read_link(fd.path()).ok()?;
+            (fd.file_name().to_str()? != own_fd).then(|| target.display().to_string())
+        })
+        .filter(|target| !target.starts_with("/proc/"))
+        .collect();
+    files.sort();
+    (threads, files)
+}
+
+/// The spec of a guest with this kernel and command line.
+pub fn spec(kernel: PathBuf, cmdline: &str) -> VmSpec {
+    let boot = BootSpec {
+        kernel,
+        cmdline: Some(cmdline.to_owned()),
+        ..BootSpec::default()
+    };
+    VmSpec::new("test", boot)
+}

@@ -1,0 +1,94 @@
+//! virtio-blk under stock kernels.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use vmm::Outcome;
+
+use crate::harness::{Guest, Scratch, drive, image};
+use crate::{PATIENCE, VERSIONS, linux, told};
+
+fn md5(path: &Path) -> String {
+    let output = Command::new("md5sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn the_root_is_on_a_drive_clean_afterwards_and_holds_what_was_written() {
+    let script = "
+dd if=/dev/urandom of=/written bs=1M count=20 2>/dev/null
+echo SUM=$(md5sum < /written | cut -d' ' -f1)
+echo ROOT=$(awk '$2==\"/\"{print $1 \",\" $3}' /proc/mounts | tail -1)
+";
+    for version in VERSIONS {
+        let scratch = Scratch::new();
+        let root = scratch.path("root.ext4");
+        fs::copy(image("root.ext4"), &root).unwrap();
+        let mut spec = linux(version, "vitrine.root=/dev/vda", script);
+        let mut first = drive("rootfs", &root);
+        first.root = true;
+        spec.drives.push(first);
+        let done = Guest::launch(spec).finish(PATIENCE);
+        assert_eq!(done.outcome, Outcome::PowerOff, "{}", done.console);
+        assert!(
+            told(&done.console, "ROOT").ends_with("ext4"),
+            "{}",
+            done.console
+        );
+        let checked = Command::new("e2fsck")
+            .args(["-fn"])
+            .arg(&root)
+            .output()
+            .unwrap();
+        assert!(
+            checked.status.success(),
+            "{}",
+            String::from_utf8_lossy(&checked.stdout)
+        );
+        let copy = scratch.path("written");
+        let dump = format!("dump /written {}", copy.display());
+        Command::new("debugfs")
+            .args(["-R", &dump])
+            .arg(&root)
+            .output()
+            .unwrap();
+        assert_eq!(md5(&copy), told(&done.console, "SUM"), "{version}");
+        let queue = |field| done.seen.number("queue/rootfs/0", field, "");
+        assert_eq!(queue("requests"), queue("completions"));
+        assert_eq!(queue("in_flight"), 0);
+        assert!(done.seen.number("device/rootfs", "operations", "flush") > 0);
+    }
+}
+
+#[test]
+fn a_drive_has_its_size_its_name_and_its_read_only_flag() {
+    let script = "
+for d in vda vdb; do
+  echo $d=$(cat /sys/block/$d/size),$(cat /sys/block/$d/ro),$(cat /sys/block/$d/serial)
+done
+dd if=/dev/zero of=/dev/vdb bs=512 count=1 2>/dev/null && echo WRITTEN=yes || echo WRITTEN=no
+echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
+";
+    for version in VERSIONS {
+        let scratch = Scratch::new();
+        let first = scratch.disk("first", 3 << 20, 1);
+        let second = scratch.disk("second", 1 << 20, 2);
+        let mut spec = linux(version, "", script);
+        spec.drives.push(drive("first_one", &first));
+        spec.drives.push(drive("second", &second));
+        spec.drives[1].read_only = true;
+        let before = fs::read(&second).unwrap();
+        let console = Guest::launch(spec).finish(PATIENCE).console;
+        assert_eq!(told(&console, "vda"), "6144,0,first_one");
+        assert_eq!(told(&console, "vdb"), "2048,1,second");
+        assert_eq!(told(&console, "WRITTEN"), "no");
+        assert_eq!(told(&console, "SUM"), md5(&first));
+        assert_eq!(fs::read(&second).unwrap(), before);
+    }
+}

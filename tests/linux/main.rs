@@ -1,0 +1,50 @@
+//! Stock Debian kernels on this machine's KVM, or in the lab's. Run by `cargo xtask test`.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod boots;
+mod disk;
+mod ends;
+mod net;
+mod pause;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use harness::{image, spec};
+use vmm::VmSpec;
+
+/// Long enough for a boot in an emulated machine that is busy with something else.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The two kernels.
+const VERSIONS: [&str; 2] = ["6.1", "6.12"];
+
+/// A kernel image: `bzImage` or `vmlinux`.
+fn kernel(version: &str, form: &str) -> PathBuf {
+    image(&format!("linux-{version}.{form}"))
+}
+
+/// A guest with a stock kernel whose init runs `script` and then powers off. `words` go onto the
+/// command line.
+fn linux(version: &str, words: &str, script: &str) -> VmSpec {
+    let script = BASE64_STANDARD.encode(script);
+    let cmdline = format!("console=ttyS0 reboot=k panic=1 quiet {words} vitrine.script={script}");
+    let mut spec = spec(kernel(version, "bzImage"), &cmdline);
+    spec.boot.initrd = Some(image(&format!("initrd-{version}.img")));
+    spec.memory.size_mib = 256;
+    spec
+}
+
+/// What follows `key=` on a line of the console.
+fn told<'a>(console: &'a str, key: &str) -> &'a str {
+    let key = format!("{key}=");
+    console
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(key.as_str()))
+        .unwrap_or_else(|| panic!("the guest did not tell {key}; it said:\n{console}"))
+        .trim()
+}

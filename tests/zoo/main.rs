@@ -1,0 +1,26 @@
+//! Bare-metal guests on /dev/kvm: what they do is exactly what is counted, and whatever they do,
+//! the VM ends or goes on as its owner expects. Run by `cargo xtask test`.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod exactness;
+mod hostile;
+mod lifecycle;
+
+use harness::{Finished, Guest, image, spec};
+use std::time::Duration;
+use vmm::VmSpec;
+
+/// Long enough for any zoo guest on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A zoo guest that does `words`.
+fn zoo(words: &str) -> VmSpec {
+    spec(image("zoo.elf"), &format!("console=ttyS0 zoo: {words}"))
+}
+
+/// Runs a zoo guest to its end.
+fn run(spec: VmSpec) -> Finished {
+    Guest::launch(spec).finish(PATIENCE)
+}
