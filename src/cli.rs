@@ -53,7 +53,7 @@ pub fn main() -> ExitCode {
     crash::install();
     let cli = Cli::parse();
     let done = match cli.command {
-        Some(SubCommand::Run(arguments)) => run::run(arguments),
+        Some(SubCommand::Run(arguments)) => run::run(*arguments),
         Some(SubCommand::Check) => check::check(),
         None if cli.daemon.version => {
             identity::print_version();

@@ -72,6 +72,8 @@ pub struct Fixed {
     pub serial_input: SerialInput,
     /// The black box.
     pub black_box: BlackBoxSpec,
+    /// Where unpacked kernels are kept, if anywhere.
+    pub kernel_cache: Option<std::path::PathBuf>,
 }
 
 /// The configuration.
@@ -289,6 +291,7 @@ impl Config {
                 cmdline: boot.boot_args.clone(),
                 entry: Entry::Auto,
                 unpack: vmm::Unpack::default(),
+                kernel_cache: self.fixed.kernel_cache.clone(),
             },
             drives: self.drives.iter().map(|(_, spec)| spec.clone()).collect(),
             networks: self.networks.iter().map(|(_, spec)| spec.clone()).collect(),

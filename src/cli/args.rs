@@ -44,7 +44,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum SubCommand {
     /// Boot a guest on this terminal
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Say whether this host can run guests, and what would hold it back
     Check,
 }
@@ -117,6 +117,8 @@ pub struct DaemonArgs {
     pub version: bool,
     #[command(flatten)]
     pub black_box: BlackBoxArgs,
+    #[command(flatten)]
+    pub kernel_cache: KernelCacheArgs,
     /// Thresholds and actions per verdict (no effect in this build)
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
@@ -157,6 +159,33 @@ pub struct BlackBoxArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct KernelCacheArgs {
+    /// Folder for unpacked bzImages, which spare the next VM the work
+    /// [default: $XDG_CACHE_HOME/vitrine/kernels or ~/.cache/vitrine/kernels]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_kernel_cache")]
+    pub kernel_cache: Option<PathBuf>,
+    /// Keep no unpacked bzImages
+    #[arg(long)]
+    pub no_kernel_cache: bool,
+}
+
+impl KernelCacheArgs {
+    /// The folder, if there is to be one.
+    pub fn folder(self) -> Option<PathBuf> {
+        if self.no_kernel_cache {
+            return None;
+        }
+        let named = |name| std::env::var_os(name).filter(|path| !path.is_empty());
+        let cache = || {
+            let cache = named("XDG_CACHE_HOME").map(PathBuf::from);
+            cache.or_else(|| named("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        };
+        self.kernel_cache
+            .or_else(|| cache().map(|cache| cache.join("vitrine/kernels")))
+    }
+}
+
+#[derive(Args, Debug)]
 #[command(after_help = RUN_EXAMPLES)]
 pub struct RunArgs {
     /// Kernel: bzImage or ELF vmlinux
@@ -188,6 +217,8 @@ pub struct RunArgs {
     pub level: LevelWire,
     #[command(flatten)]
     pub black_box: BlackBoxArgs,
+    #[command(flatten)]
+    pub kernel_cache: KernelCacheArgs,
 }
 
 fn parse_id(text: &str) -> Result<String, String> {

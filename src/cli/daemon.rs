@@ -61,6 +61,7 @@ fn prepare(
         id,
         serial_input: SerialInput::Stdin,
         black_box: black_box::spec(&black_box_name, arguments.black_box),
+        kernel_cache: arguments.kernel_cache.folder(),
     });
     let mut machine = None;
     if let Some(path) = &arguments.config_file {

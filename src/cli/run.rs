@@ -32,6 +32,7 @@ pub fn run(arguments: RunArgs) -> Result<(), Failure> {
         id,
         serial_input: SerialInput::Terminal,
         black_box: black_box::spec(&black_box_name, arguments.black_box),
+        kernel_cache: arguments.kernel_cache.folder(),
     };
     let mut config = Config::new(fixed);
     let request = Request {

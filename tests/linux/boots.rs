@@ -1,10 +1,10 @@
 //! Every kernel, format and number of vCPUs boots, and the guest sees what it was given.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vmm::{Entry, Outcome, Unpack};
 
-use crate::harness::Guest;
+use crate::harness::{Guest, Scratch};
 use crate::{PATIENCE, kernel, linux, told};
 
 const LOOK: &str = "
@@ -100,6 +100,40 @@ boots! {
     linux_6_12_pvh_1_vcpu: "6.12" "vmlinux" Pvh 1;
     linux_6_12_pvh_2_vcpus: "6.12" "vmlinux" Pvh 2;
     linux_6_12_pvh_4_vcpus: "6.12" "vmlinux" Pvh 4;
+}
+
+#[test]
+fn a_kernel_that_was_kept_unpacked_boots_and_is_placed_anew() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("kernels");
+    let script = "echo TEXT=$(grep -m1 ' _text$' /proc/kallsyms | cut -d' ' -f1)";
+    let boot = || {
+        let mut spec = linux("6.12", "", script);
+        spec.boot.kernel_cache = Some(folder.clone());
+        let done = Guest::launch(spec).finish(PATIENCE);
+        assert_eq!(done.outcome, Outcome::PowerOff);
+        told(&done.console, "TEXT").to_owned()
+    };
+    let is_kept = || {
+        let entries = std::fs::read_dir(&folder).unwrap();
+        let mut paths = entries.map(|entry| entry.unwrap().path());
+        paths.any(|path| path.extension().is_some_and(|suffix| suffix == "kernel"))
+    };
+    let mut places = vec![boot()];
+    let until = Instant::now() + PATIENCE;
+    while !is_kept() {
+        assert!(
+            Instant::now() < until,
+            "nothing is kept in {}",
+            folder.display()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    places.extend([boot(), boot()]);
+    assert!(places.iter().all(|place| place.len() == 16), "{places:?}");
+    // One of some 500 places each time.
+    places.dedup();
+    assert!(places.len() > 1, "{places:?}");
 }
 
 #[test]

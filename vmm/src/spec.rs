@@ -52,6 +52,9 @@ pub struct BootSpec {
     pub entry: Entry,
     /// Who unpacks a bzImage.
     pub unpack: Unpack,
+    /// The folder in which kernels that the host unpacked are kept for the next VM, at most 8 of
+    /// some 40 MiB; it has to be this user's alone. `None`: each VM unpacks anew.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 /// Who unpacks a bzImage.

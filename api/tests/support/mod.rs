@@ -120,6 +120,7 @@ pub fn config() -> Config {
         id: "vm1".to_owned(),
         serial_input: SerialInput::Nothing,
         black_box: BlackBoxSpec::default(),
+        kernel_cache: None,
     })
 }
 

@@ -8,7 +8,7 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use memory::{ByteValued, GuestAddress, GuestRam};
 
-use super::unpack::unpack;
+use super::unpack::{self, Identity, Kept, Source, Store, Unpacked, unpack};
 use super::{BootError, address, memory_map, open};
 use crate::spec::{BootSpec, Entry, Unpack};
 
@@ -42,6 +42,8 @@ const BZIMAGE_MAGIC_OFFSET: usize = 0x202;
 const SETUP_HEADER: usize = 0x1F1;
 /// A bzImage's 64-bit entry, from where its protected-mode part was loaded.
 const BZIMAGE_ENTRY64: u64 = 0x200;
+/// The first bytes of a bzImage, in which its header and its version's text lie.
+const HEAD_BYTES: u64 = 128 << 10;
 /// `xloadflags`: the kernel has the 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
 
@@ -88,7 +90,7 @@ pub fn load(ram: &GuestRam, spec: &BootSpec, cmdline: &str, top: u64) -> Result<
     let path = &spec.kernel;
     let image = match (probe(path)?, spec.unpack) {
         (Format::BzImage, Unpack::Guest) => load_bzimage(ram, path)?,
-        (Format::BzImage, Unpack::Host) => match unpack_bzimage(ram, path, cmdline, top)? {
+        (Format::BzImage, Unpack::Host) => match unpack_bzimage(ram, spec, cmdline, top)? {
             Some(image) => image,
             None => load_bzimage(ram, path)?,
         },
@@ -114,21 +116,25 @@ fn format_error(path: &Path, detail: &impl std::fmt::Display) -> BootError {
     }
 }
 
-/// Unpacks the kernel here, at random places unless its command line says `nokaslr`. `None` when
-/// that is left to the guest.
+/// Unpacks the kernel here, at random places unless its command line says `nokaslr`, or takes the
+/// form of it that an earlier VM left. `None` when unpacking is left to the guest.
 fn unpack_bzimage(
     ram: &GuestRam,
-    path: &Path,
+    spec: &BootSpec,
     cmdline: &str,
     top: u64,
 ) -> Result<Option<Image>, BootError> {
+    let path = &spec.kernel;
     let fail = |source| BootError::File {
         what: "kernel",
         path: path.to_owned(),
         source,
     };
+    let mut file = open("kernel", path)?;
+    let identity = Identity::of(&file).map_err(fail)?;
     let mut bytes = Vec::new();
-    open("kernel", path)?
+    (&mut file)
+        .take(HEAD_BYTES)
         .read_to_end(&mut bytes)
         .map_err(fail)?;
     let mut header = setup_header::default();
@@ -140,15 +146,29 @@ fn unpack_bzimage(
         return Ok(None);
     }
     let random = !cmdline.split(' ').any(|word| word == "nokaslr");
-    match unpack(ram, &bytes, &header, top, random) {
+    let image = |header: setup_header, unpacked: Unpacked| Image {
+        format: Format::BzImage,
+        entry: unpacked.entry,
+        end: unpacked.end,
+        header: Some(setup_header {
+            loadflags: unpacked.loadflags,
+            ..header
+        }),
+    };
+    if let Some(kept) = kept(spec, &identity) {
+        match unpack(ram, Source::Kept(kept), &bytes, &header, top, random) {
+            Ok(unpacked) => return Ok(Some(image(header, unpacked))),
+            Err(why) => tracing::info!("kernel {}: unpacked again: {why}", path.display()),
+        }
+    }
+    file.read_to_end(&mut bytes).map_err(fail)?;
+    match unpack(ram, Source::Packed(&bytes), &bytes, &header, top, random) {
         Ok(unpacked) => {
-            header.loadflags = unpacked.loadflags;
-            Ok(Some(Image {
-                format: Format::BzImage,
-                entry: unpacked.entry,
-                end: unpacked.end,
-                header: Some(header),
-            }))
+            // What was read while it was written to is nobody's kernel.
+            if Identity::of(&file).is_ok_and(|after| after == identity) {
+                keep_later(spec, bytes, header, identity);
+            }
+            Ok(Some(image(header, unpacked)))
         }
         Err(why) => {
             tracing::info!(
@@ -158,6 +178,49 @@ fn unpack_bzimage(
             Ok(None)
         }
     }
+}
+
+/// The unpacked form that an earlier VM left, where such are kept.
+fn kept(spec: &BootSpec, identity: &Identity) -> Option<Kept> {
+    let folder = spec.kernel_cache.as_deref()?;
+    match Store::open(folder) {
+        Ok(store) => store.find(identity),
+        Err(error) => {
+            tracing::info!(
+                "unpacked kernels in {}: not used: {error}",
+                folder.display()
+            );
+            None
+        }
+    }
+}
+
+/// Has a thread of low priority keep the unpacked form for the next VM. It ends by itself, and a
+/// process that ends before it loses nothing.
+fn keep_later(spec: &BootSpec, file: Vec<u8>, header: setup_header, identity: Identity) {
+    let Some(folder) = spec.kernel_cache.clone() else {
+        return;
+    };
+    let work = move || {
+        yield_to_others();
+        if let Err(error) = unpack::keep(&folder, &file, &header, &identity) {
+            tracing::info!(
+                "unpacked kernels in {}: not kept: {error}",
+                folder.display()
+            );
+        }
+    };
+    let thread = std::thread::Builder::new().name("kernel-cache".to_owned());
+    // Without a thread, the next VM unpacks as this one did.
+    let _ = thread.spawn(work);
+}
+
+/// The guest that boots meanwhile has precedence.
+#[allow(unsafe_code)]
+fn yield_to_others() {
+    const NICE: libc::c_int = 10;
+    // SAFETY: 0 is the calling thread (setpriority(2), C library/kernel differences).
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
 fn load_bzimage(ram: &GuestRam, path: &Path) -> Result<Image, BootError> {

@@ -75,6 +75,7 @@ pub fn inside(args: &PssInside) -> Result<()> {
         .arg(folder.join("api.sock"))
         .args(["--id", "bench-pss"]);
     command.arg("--config-file").arg(folder.join("config.json"));
+    command.arg("--kernel-cache").arg(folder.join("kernels"));
     let mut console = Console::start(&mut command, &folder.join("log"))?;
     console.wait_for("VITRINE-GUEST-READY", Duration::from_secs(120))?;
     std::thread::sleep(Duration::from_secs(1));

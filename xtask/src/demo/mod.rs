@@ -99,6 +99,7 @@ pub fn inside(args: &DemoInside) -> Result<()> {
     step("starting vitrine; its serial console is its stdout");
     let mut vitrine = Command::new(demo.file("vitrine"));
     vitrine
+        .arg("--no-kernel-cache")
         .arg("--api-sock")
         .arg(&demo.socket)
         .args(["--id", "demo"]);

@@ -9,10 +9,15 @@
 //! that does not add up) is left to the stub in the guest, which is always right.
 
 mod elf;
+mod kept;
 mod relocate;
+
+use std::path::Path;
 
 use linux_loader::loader::bootparam::setup_header;
 use memory::{GuestAddress, GuestMemoryBackend, GuestRam};
+
+pub use kept::{Identity, Kept, Store};
 
 /// `loadflags`: the kernel was placed at random (KASLR_FLAG), which also has it randomise its
 /// memory map.
@@ -45,6 +50,9 @@ pub enum UnpackError {
     /// What came out is no kernel that this code understands.
     #[error("what is in it is not understood: {0}")]
     Image(&'static str),
+    /// The kept form of it cannot be read.
+    #[error("its unpacked form cannot be read: {0}")]
+    Kept(String),
     /// The host gave no random numbers.
     #[error("no random numbers to place it by")]
     Random,
@@ -61,66 +69,124 @@ pub struct Unpacked {
     pub loadflags: u8,
 }
 
-/// Unpacks the kernel of the bzImage `file`, whose setup header is `header`, into `ram` below
-/// `top`. `random` is false for a kernel that asked for its default place.
+/// Where the kernel comes from.
+pub enum Source<'a> {
+    /// The whole bzImage.
+    Packed(&'a [u8]),
+    /// What was kept of it.
+    Kept(Kept),
+}
+
+impl Source<'_> {
+    /// Bytes of the image with its relocations.
+    fn bytes(&self, header: &setup_header) -> Result<usize, UnpackError> {
+        match self {
+            Source::Packed(file) => Ok(payload(file, header)?.1),
+            Source::Kept(kept) => Ok(kept.bytes),
+        }
+    }
+
+    /// Puts the segments to their places in `image`.
+    fn put(self, header: &setup_header, image: &mut [u8]) -> Result<elf::Kernel, UnpackError> {
+        match self {
+            Source::Packed(file) => {
+                decompress(payload(file, header)?.0, image)?;
+                elf::settle(image, header.pref_address)
+            }
+            Source::Kept(kept) => kept.put(image),
+        }
+    }
+}
+
+/// Unpacks the kernel of a bzImage, which begins with `head` and whose setup header is `header`,
+/// into `ram` below `top`. `random` is false for a kernel that asked for its default place.
 ///
 /// # Errors
 /// [`UnpackError`]; guest memory from the preferred address on may then hold anything, which the
 /// ordinary loader overwrites as far as it matters.
 pub fn unpack(
     ram: &GuestRam,
-    file: &[u8],
+    source: Source<'_>,
+    head: &[u8],
     header: &setup_header,
     top: u64,
     random: bool,
 ) -> Result<Unpacked, UnpackError> {
-    let payload = payload(file, header)?;
-    let (packed, bytes) = payload.split_last_chunk().ok_or(UnpackError::Header)?;
-    let bytes = u32::from_le_bytes(*bytes) as usize;
-    let needs_relocation = random.then(|| relocate::sets(file, header)).transpose()?;
+    let bytes = source.bytes(header)?;
+    let needs_relocation = random.then(|| relocate::sets(head, header)).transpose()?;
     let place = Place::choose(header, bytes, top, random)?;
     let start = place
         .physical
         .checked_sub(elf::TEXT_OFFSET)
         .ok_or(UnpackError::Room)?;
     let entry = in_guest_memory(ram, start, bytes, |image| {
-        decompress(packed, image)?;
-        let kernel = elf::settle(image, header.pref_address)?;
+        let kernel = source.put(header, image)?;
+        let (text, table) = image
+            .split_at_mut_checked(kernel.file_bytes)
+            .ok_or(UnpackError::Header)?;
         if let Some(sets) = needs_relocation {
             let map = relocate::Map {
                 linked: TEXT_MAP + header.pref_address,
                 delta: place.virtual_delta,
             };
-            let (kernel, table) = image
-                .split_at_mut_checked(kernel.file_bytes)
-                .ok_or(UnpackError::Header)?;
-            let text = kernel
+            let text = text
                 .get_mut(elf::TEXT_OFFSET as usize..)
                 .ok_or(UnpackError::Header)?;
             relocate::apply(text, table, sets, map)?;
         }
         // The relocations lie where the kernel's bss will be.
-        if let Some(rest) = image.get_mut(kernel.file_bytes..) {
-            rest.fill(0);
-        }
-        Ok(kernel.entry)
+        table.fill(0);
+        kernel
+            .entry
+            .checked_sub(header.pref_address)
+            .filter(|offset| *offset < bytes as u64)
+            .ok_or(UnpackError::Image("an entry outside"))
     })?;
     let flag = if random { KASLR_FLAG } else { 0 };
     Ok(Unpacked {
-        entry: GuestAddress(place.physical + (entry - header.pref_address)),
+        entry: GuestAddress(place.physical + entry),
         end: place.physical + u64::from(header.init_size),
         loadflags: header.loadflags & !KASLR_FLAG | flag,
     })
 }
 
-/// The compressed image with its size behind it (boot.rst, payload_offset and payload_length).
-fn payload<'a>(file: &'a [u8], header: &setup_header) -> Result<&'a [u8], UnpackError> {
+/// Unpacks the bzImage `file` once more and keeps the result in `folder`, for the next VM.
+///
+/// # Errors
+/// In words; nothing is kept then.
+pub fn keep(
+    folder: &Path,
+    file: &[u8],
+    header: &setup_header,
+    identity: &Identity,
+) -> Result<(), String> {
+    let unpacked = || {
+        let (packed, bytes) = payload(file, header)?;
+        if bytes > MOST_BYTES {
+            return Err(UnpackError::Room);
+        }
+        let mut image = vec![0; bytes];
+        decompress(packed, &mut image)?;
+        let kernel = elf::settle(&mut image, header.pref_address)?;
+        Ok((image, kernel))
+    };
+    let (image, kernel) = unpacked().map_err(|error: UnpackError| error.to_string())?;
+    Store::open(folder)
+        .and_then(|store| store.keep(identity, &image, &kernel))
+        .map_err(|error| error.to_string())
+}
+
+/// The compressed image, and its size unpacked, which stands behind it (boot.rst, payload_offset
+/// and payload_length).
+fn payload<'a>(file: &'a [u8], header: &setup_header) -> Result<(&'a [u8], usize), UnpackError> {
     let setup = (usize::from(header.setup_sects).max(1) + 1) * 512;
     let start = setup + header.payload_offset as usize;
     let end = start + header.payload_length as usize;
-    file.get(start..end)
-        .filter(|p| p.len() > 8)
-        .ok_or(UnpackError::Header)
+    let whole = file.get(start..end).filter(|p| p.len() > 8);
+    let (packed, bytes) = whole
+        .and_then(<[u8]>::split_last_chunk)
+        .ok_or(UnpackError::Header)?;
+    Ok((packed, u32::from_le_bytes(*bytes) as usize))
 }
 
 /// Where the kernel goes.

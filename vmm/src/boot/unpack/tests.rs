@@ -68,7 +68,7 @@ fn word<const N: usize>(ram: &GuestRam, at: u64) -> [u8; N] {
 fn a_kernel_that_wants_its_default_place_gets_it_unchanged() {
     let (file, header) = zstd_image();
     let ram = ram();
-    let unpacked = unpack(&ram, &file, &header, 64 << 20, false).unwrap();
+    let unpacked = unpack(&ram, Source::Packed(&file), &file, &header, 64 << 20, false).unwrap();
     assert_eq!(unpacked.entry, GuestAddress(0x100_0000));
     assert_eq!(unpacked.loadflags & KASLR_FLAG, 0);
     assert_eq!(u32::from_le_bytes(word(&ram, 0x100_0000)), 0x8100_0010);
@@ -82,7 +82,7 @@ fn a_kernel_placed_at_random_is_relocated_by_one_delta() {
     let mut places = std::collections::BTreeSet::new();
     for _ in 0..20 {
         let ram = ram();
-        let unpacked = unpack(&ram, &file, &header, 64 << 20, true).unwrap();
+        let unpacked = unpack(&ram, Source::Packed(&file), &file, &header, 64 << 20, true).unwrap();
         let at = unpacked.entry.0;
         assert!(at.is_multiple_of(2 << 20) && (0x100_0000..=(60 << 20)).contains(&at));
         assert_eq!(unpacked.loadflags & KASLR_FLAG, KASLR_FLAG);
@@ -113,7 +113,7 @@ fn lz4_is_unpacked_as_well() {
     }
     let (file, header) = bzimage(&packed, image.len());
     let ram = ram();
-    assert!(unpack(&ram, &file, &header, 64 << 20, false).is_ok());
+    assert!(unpack(&ram, Source::Packed(&file), &file, &header, 64 << 20, false).is_ok());
     assert_eq!(u32::from_le_bytes(word(&ram, 0x100_0000)), 0x8100_0010);
 }
 
@@ -122,7 +122,7 @@ fn what_is_not_understood_is_left_to_the_guest() {
     let (file, header) = zstd_image();
     let ram = ram();
     let refuse = |file: &[u8], header: &setup_header, top| {
-        unpack(&ram, file, header, top, true).unwrap_err()
+        unpack(&ram, Source::Packed(file), file, header, top, true).unwrap_err()
     };
     assert_eq!(
         refuse(&file[..1030], &header, 64 << 20),
@@ -180,6 +180,141 @@ proptest::proptest! {
         }
         image.truncate(image.len() - cut);
         let (file, header) = bzimage(&zstd::bulk::compress(&image, 1).unwrap(), image.len());
-        let _ = unpack(&ram(), &file, &header, 64 << 20, true);
+        let _ = unpack(&ram(), Source::Packed(&file), &file, &header, 64 << 20, true);
     }
+}
+
+/// A folder that is gone at the end.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let name = format!("vitrine-kept-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    /// A kernel file, and where its unpacked form goes.
+    fn kernel(&self, name: &str, content: &[u8]) -> (std::path::PathBuf, Identity) {
+        let path = self.0.join(name);
+        std::fs::write(&path, content).unwrap();
+        let identity = Identity::of(&std::fs::File::open(&path).unwrap()).unwrap();
+        (self.0.join("store"), identity)
+    }
+
+    fn kept(&self) -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(self.0.join("store")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn what_was_kept_is_what_unpacking_gives() {
+    let folder = Folder::new("same");
+    let (file, header) = zstd_image();
+    let (store, identity) = folder.kernel("k", &file);
+    assert!(Store::open(&store).unwrap().find(&identity).is_none());
+    keep(&store, &file, &header, &identity).unwrap();
+    let kept = || Store::open(&store).unwrap().find(&identity).unwrap();
+    let (one, two) = (ram(), ram());
+    let source = Source::Packed(&file);
+    let first = unpack(&one, source, &file, &header, 64 << 20, false).unwrap();
+    let second = unpack(&two, Source::Kept(kept()), &file, &header, 64 << 20, false).unwrap();
+    assert_eq!(first, second);
+    let text = |ram: &GuestRam| word::<0x1000>(ram, 0x100_0000);
+    assert_eq!(text(&one), text(&two));
+    // It was kept before it was relocated: each VM relocates it anew.
+    let moved = unpack(&two, Source::Kept(kept()), &file, &header, 64 << 20, true).unwrap();
+    let long = u64::from_le_bytes(word(&two, moved.entry.0 + 16));
+    assert!((long - 0xFFFF_FFFF_8100_0020).is_multiple_of(2 << 20));
+}
+
+#[test]
+fn zeros_are_left_out_and_come_back_as_zeros() {
+    let folder = Folder::new("zeros");
+    let (store, identity) = folder.kernel("k", b"kernel");
+    let mut image = vec![0u8; 64 << 20];
+    // More pieces than there is room for in the head.
+    for (index, at) in (0..image.len()).step_by(400 << 10).enumerate() {
+        image[at] = index as u8 | 1;
+    }
+    let kernel = elf::Kernel {
+        entry: 0x100_0000,
+        file_bytes: 48 << 20,
+    };
+    let opened = Store::open(&store).unwrap();
+    opened.keep(&identity, &image, &kernel).unwrap();
+    let mut back = vec![0u8; image.len()];
+    assert_eq!(opened.find(&identity).unwrap().put(&mut back), Ok(kernel));
+    assert!(back == image);
+}
+
+#[test]
+fn what_is_not_whole_not_ours_or_of_another_kernel_is_not_taken() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("strange");
+    let (file, header) = zstd_image();
+    let (store, identity) = folder.kernel("k", &file);
+    keep(&store, &file, &header, &identity).unwrap();
+    let opened = Store::open(&store).unwrap();
+    let [path] = &folder.kept()[..] else {
+        panic!("{:?}", folder.kept());
+    };
+    let whole = std::fs::read(path).unwrap();
+    let mode = |mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    let found = || opened.find(&identity).is_some();
+    mode(0o622);
+    assert!(!found(), "others may write to it");
+    mode(0o600);
+    assert!(found());
+    for length in [0, 100, 4095, whole.len() - 1] {
+        std::fs::write(path, &whole[..length]).unwrap();
+        assert!(!found(), "cut at {length}");
+    }
+    // Every word of the head, one by one, made absurd: never a panic, whatever is thought of it.
+    for at in (0..256).step_by(8) {
+        let mut other = whole.clone();
+        other[at..at + 8].fill(0xFF);
+        std::fs::write(path, other).unwrap();
+        if let Some(kept) = opened.find(&identity) {
+            let ram = ram();
+            let _ = unpack(&ram, Source::Kept(kept), &file, &header, 64 << 20, true);
+        }
+    }
+    std::fs::write(path, &whole).unwrap();
+    assert!(found());
+    let (_, changed) = folder.kernel("k", b"another kernel");
+    assert!(opened.find(&changed).is_none());
+    std::fs::set_permissions(&store, PermissionsExt::from_mode(0o777)).unwrap();
+    let error = Store::open(&store).unwrap_err().to_string();
+    assert!(error.contains("this user alone"), "{error}");
+}
+
+#[test]
+fn eight_kernels_are_kept_and_the_one_used_longest_ago_goes() {
+    let folder = Folder::new("eight");
+    let (file, header) = zstd_image();
+    let mut identities = Vec::new();
+    for number in 0..8 {
+        let (store, identity) = folder.kernel(&format!("k{number}"), &file);
+        keep(&store, &file, &header, &identity).unwrap();
+        identities.push(identity);
+        std::thread::sleep(std::time::Duration::from_millis(15));
+    }
+    let store = Store::open(&folder.0.join("store")).unwrap();
+    assert!(store.find(&identities[0]).is_some(), "used again");
+    std::thread::sleep(std::time::Duration::from_millis(15));
+    let (path, identity) = folder.kernel("k8", &file);
+    keep(&path, &file, &header, &identity).unwrap();
+    assert_eq!(folder.kept().len(), 8);
+    assert!(store.find(&identities[1]).is_none());
+    assert!(store.find(&identities[0]).is_some() && store.find(&identity).is_some());
 }
