@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use vmm::observe::openmetrics;
+use vmm::observe::reader::Snapshot;
 use vmm::{Outcome, Vm, VmCommand, VmEvent, VmSpec, VmState};
 
 use crate::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState, Reply};
@@ -110,13 +111,17 @@ impl Machine for KvmMachine {
     }
 
     fn openmetrics(&self) -> Result<String, MachineError> {
-        let snapshot = self
-            .0
-            .snapshot()
-            .map_err(|error| MachineError::new(&error))?;
         let mut text = String::new();
-        openmetrics::render(&snapshot, &mut text);
+        openmetrics::render(&self.snapshot()?, &mut text);
         Ok(text)
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, MachineError> {
+        self.0.snapshot().map_err(|error| MachineError::new(&error))
+    }
+
+    fn black_box(&self) -> String {
+        self.0.black_box_path().display().to_string()
     }
 }
 

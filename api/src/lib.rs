@@ -15,6 +15,8 @@ pub mod kvm;
 pub mod logging;
 pub mod machine;
 pub mod metrics;
+pub mod observation;
+pub mod query;
 pub mod routes;
 pub mod server;
 pub mod session;

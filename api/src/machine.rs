@@ -6,6 +6,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use vmm::VmSpec;
+use vmm::observe::reader::Snapshot;
 
 /// What a VM can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,15 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// The black box cannot be read.
     fn openmetrics(&self) -> Result<String, MachineError>;
+
+    /// What the black box holds now, read as [`Machine::openmetrics`] does.
+    ///
+    /// # Errors
+    /// The black box cannot be read.
+    fn snapshot(&self) -> Result<Snapshot, MachineError>;
+
+    /// Where the black box lies, for people.
+    fn black_box(&self) -> String;
 }
 
 /// How a VM ended, in words.

@@ -34,6 +34,10 @@ pub enum Endpoint {
     Actions,
     /// PATCH /vm
     VmState,
+    /// GET /observe
+    Observe,
+    /// GET /observe/events
+    Events,
     /// What this build refuses, and its name for people.
     NotSupported(&'static str),
 }
@@ -124,7 +128,7 @@ pub const ROUTES: &[Route] = &[
     row("PATCH", "/hotplug/memory", Later("memory hotplug")),
     row("PUT", "/snapshot/create", Later("taking a snapshot")),
     row("PUT", "/snapshot/load", Later("loading a snapshot")),
-    row("GET", "/observe", Later("the observation as JSON")),
+    row("GET", "/observe", Endpoint::Observe),
     row("GET", "/observe/health", Later("the health of the VM")),
     row("GET", "/observe/events", Later("the stream of events")),
     row("GET", "/observe/trace", Later("the trace of the VM")),

@@ -4,6 +4,8 @@
 //! take no turn and are answered while a VM starts, pauses or does not answer. When a request is
 //! taken is judged in [`crate::admission`] alone.
 
+mod reads;
+
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,16 +15,16 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout;
 
+use crate::FIRECRACKER_VERSION;
 use crate::admission::{Denial, Operation, Phase, admit};
 use crate::config::{Config, ConfigError};
 use crate::http::{Handler, Request, Response, Status};
 use crate::logging::{LogControl, SinkError};
 use crate::machine::{Command, Launcher, Machine, MachineError, MachineState};
-use crate::metrics::{self, RequestCounts};
+use crate::metrics::RequestCounts;
 use crate::routes::{self, Endpoint};
-use crate::wire::{self, ActionTypeWire, ActionWire, DriveWire, InstanceInfoWire, LoggerWire};
+use crate::wire::{self, ActionTypeWire, ActionWire, DriveWire, LoggerWire};
 use crate::wire::{NetworkWire, SerialWire, VersionWire, VmStateWire, VmWire, WireError};
-use crate::{FIRECRACKER_VERSION, VERSION};
 
 /// How long requests may take before their client is told that they did not end.
 #[derive(Clone, Copy, Debug)]
@@ -63,8 +65,8 @@ enum SessionError {
         what: &'static str,
         error: MachineError,
     },
-    #[error("the metrics cannot be read: {0}")]
-    Metrics(MachineError),
+    #[error("the black box cannot be read: {0}")]
+    BlackBox(MachineError),
     #[error("{what} did not end within {} s; the log and GET /metrics may tell what holds it up", after.as_secs_f32())]
     Deadline { what: &'static str, after: Duration },
     #[error(
@@ -145,6 +147,7 @@ impl Session {
             Endpoint::FullConfig => Ok(Response::json(&self.config.borrow().full())),
             Endpoint::MachineConfig => Ok(Response::json(self.config.borrow().machine())),
             Endpoint::Metrics => self.metrics(),
+            Endpoint::Observe => self.observe(&request.target),
             Endpoint::NotSupported(what) => Err(WireError::NotSupported {
                 what: format!("{} {} ({what})", route.method, route.path),
                 remedy: "leave this request out",
@@ -289,28 +292,6 @@ impl Session {
             return Err(Denial::AfterStart.into());
         }
         Ok(turn)
-    }
-
-    fn instance_info(&self) -> Response {
-        Response::json(&InstanceInfoWire {
-            id: self.config.borrow().id().to_owned(),
-            state: self.phase().name(),
-            vmm_version: VERSION,
-            app_name: "Vitrine",
-        })
-    }
-
-    fn metrics(&self) -> Result<Response, SessionError> {
-        let machine = self
-            .slot
-            .machine
-            .get()
-            .map(|machine| machine.openmetrics())
-            .transpose();
-        let machine = machine.map_err(SessionError::Metrics)?;
-        let id = self.config.borrow().id().to_owned();
-        let text = metrics::render(&id, &self.counts, self.log.dropped(), machine.as_deref());
-        Ok(Response::text(metrics::CONTENT_TYPE, text.into_bytes()))
     }
 }
 

@@ -422,6 +422,33 @@ fn the_metrics_are_openmetrics_before_and_after_the_start() {
 }
 
 #[test]
+fn the_observation_is_there_before_and_after_the_start() {
+    let server = TestServer::new();
+    let observe = || server.ask("GET", "/observe", "").json();
+    let before = observe();
+    assert_eq!(
+        (&before["id"], &before["state"]),
+        (&json!("vm1"), &json!("Not started"))
+    );
+    assert_eq!(before["vcpus"], json!([]));
+    assert_eq!(before["black_box"], json!(null));
+    let machine = server.start();
+    let after = observe();
+    assert_eq!(after["state"], "Running");
+    assert_eq!(after["black_box"], "/run/vitrine/vm1.blackbox");
+    assert_eq!(after["ended"], json!(null));
+    for key in before.as_object().unwrap().keys() {
+        assert!(after.get(key).is_some(), "{key}");
+    }
+    machine.set(MachineState::Paused);
+    assert_eq!(observe()["state"], "Paused");
+    let ask = |query: &str| server.ask("GET", &format!("/observe?{query}"), "");
+    ask("events=1").json();
+    ask("events=all").refuses(&["`events`", "all"]);
+    ask("event=1").refuses(&["`event`", "events"]);
+}
+
+#[test]
 fn everything_to_come_is_refused_by_name() {
     let server = TestServer::new();
     for row in api::routes::ROUTES {

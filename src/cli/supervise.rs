@@ -171,6 +171,7 @@ fn judge(ending: Ending) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use api::machine::{MachineState, Reply};
+    use api::vmm::observe::reader::Snapshot;
 
     /// A VM that hears nothing.
     struct Deaf;
@@ -182,6 +183,12 @@ mod tests {
         }
         fn openmetrics(&self) -> Result<String, MachineError> {
             Err(MachineError::from("deaf"))
+        }
+        fn snapshot(&self) -> Result<Snapshot, MachineError> {
+            Err(MachineError::from("deaf"))
+        }
+        fn black_box(&self) -> String {
+            String::new()
         }
     }
 

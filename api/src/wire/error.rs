@@ -49,6 +49,24 @@ pub enum WireError {
         /// What to give.
         remedy: &'static str,
     },
+    /// A parameter of the query that the route does not know, or knows once.
+    #[error("the query parameter `{name}` is not taken here; {remedy}")]
+    UnknownParameter {
+        /// Its name.
+        name: String,
+        /// What to give.
+        remedy: String,
+    },
+    /// A parameter of the query with a value that it cannot have.
+    #[error("the query parameter `{name}` cannot be {value:?}; {remedy}")]
+    BadParameter {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What to give.
+        remedy: &'static str,
+    },
     /// Something of the API that is to come.
     #[error("{what} is not supported by this build; {remedy}")]
     NotSupported {

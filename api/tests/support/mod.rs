@@ -15,6 +15,8 @@ use api::machine::{Command, Launcher, Machine, MachineError, MachineState, Reply
 use api::server::{Server, Socket};
 use api::session::{Deadlines, SessionParts};
 use serde_json::Value;
+use vmm::observe::reader::{Reader, Snapshot};
+use vmm::observe::{BlackBox, Meta};
 use vmm::{BlackBoxSpec, SerialInput, VmSpec};
 
 /// A VM that does as it is told, or not at all.
@@ -54,6 +56,20 @@ impl Machine for FakeMachine {
             1 => MachineState::Paused,
             _ => MachineState::Stopped,
         }
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, MachineError> {
+        let meta = Meta {
+            vm_id: "vm1".to_owned(),
+            version: "0".to_owned(),
+        };
+        let black_box = BlackBox::anonymous(0, &meta).unwrap();
+        let reader = Reader::from_file(black_box.file().unwrap(), "(in memory)".into()).unwrap();
+        Ok(reader.snapshot().unwrap())
+    }
+
+    fn black_box(&self) -> String {
+        "/run/vitrine/vm1.blackbox".to_owned()
     }
 
     fn openmetrics(&self) -> Result<String, MachineError> {

@@ -132,6 +132,14 @@ impl SectionView {
             .flat_map(|field| self.rows(field).map(|(_, name)| name))
     }
 
+    /// The name of row `number` of the tables with that label, such as the exit that a heartbeat's
+    /// `reason` stands for; `None` if it has none.
+    pub fn row_name(&self, label: &str, number: usize) -> Option<&str> {
+        let (_, names) = self.labels.iter().find(|(known, _)| known == label)?;
+        let name = names.get(number).map(String::as_str);
+        name.filter(|name| !name.is_empty())
+    }
+
     /// Row numbers and names: the one nameless row of a lone field, the named ones of a column.
     fn rows(&self, field: &FieldView) -> impl Iterator<Item = (usize, &str)> {
         let lone = field.label.is_empty();

@@ -1,0 +1,50 @@
+//! What only looks: answered at once, whatever the VM does.
+
+use super::{Session, SessionError};
+use crate::VERSION;
+use crate::http::Response;
+use crate::metrics;
+use crate::observation::{self, Subject};
+use crate::query::Query;
+use crate::wire::InstanceInfoWire;
+
+impl Session {
+    pub(super) fn instance_info(&self) -> Response {
+        Response::json(&InstanceInfoWire {
+            id: self.config.borrow().id().to_owned(),
+            state: self.phase().name(),
+            vmm_version: VERSION,
+            app_name: "Vitrine",
+        })
+    }
+
+    pub(super) fn metrics(&self) -> Result<Response, SessionError> {
+        let machine = self
+            .slot
+            .machine
+            .get()
+            .map(|machine| machine.openmetrics())
+            .transpose();
+        let machine = machine.map_err(SessionError::BlackBox)?;
+        let id = self.config.borrow().id().to_owned();
+        let text = metrics::render(&id, &self.counts, self.log.dropped(), machine.as_deref());
+        Ok(Response::text(metrics::CONTENT_TYPE, text.into_bytes()))
+    }
+
+    /// GET /observe, from the black box.
+    pub(super) fn observe(&self, target: &str) -> Result<Response, SessionError> {
+        let with_events = Query::parse(target, &["events"])?.flag("events")?;
+        let machine = self.slot.machine.get();
+        let snapshot = machine.map(|machine| machine.snapshot()).transpose();
+        let snapshot = snapshot.map_err(SessionError::BlackBox)?;
+        let black_box = machine.map(|machine| machine.black_box());
+        let config = self.config.borrow();
+        let subject = Subject {
+            id: config.id(),
+            state: self.phase().name(),
+            black_box: black_box.as_deref(),
+        };
+        let observation = observation::render(subject, snapshot.as_ref(), with_events);
+        Ok(Response::json(&observation))
+    }
+}
