@@ -7,17 +7,24 @@ use vmm::observe::openmetrics;
 use vmm::observe::reader::Snapshot;
 use vmm::{Outcome, Vm, VmCommand, VmEvent, VmSpec, VmState};
 
+use crate::events::{Event, EventLog};
 use crate::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState, Reply};
 
 /// Launches VMs on this host's KVM.
 pub struct KvmLauncher {
+    events: Arc<EventLog>,
     on_end: Arc<dyn Fn(Ending) + Send + Sync>,
 }
 
 impl KvmLauncher {
-    /// `on_end` is told once, on any thread, how a VM that was launched has ended.
-    pub fn new(on_end: impl Fn(Ending) + Send + Sync + 'static) -> KvmLauncher {
+    /// `events` gets what happens to the VM; `on_end` is told once, on any thread, how a VM that
+    /// was launched has ended.
+    pub fn new(
+        events: Arc<EventLog>,
+        on_end: impl Fn(Ending) + Send + Sync + 'static,
+    ) -> KvmLauncher {
         KvmLauncher {
+            events,
             on_end: Arc::new(on_end),
         }
     }
@@ -27,6 +34,7 @@ impl Launcher for KvmLauncher {
     fn launch(&self, spec: VmSpec) -> Result<Arc<dyn Machine>, MachineError> {
         let life = Arc::new(Life {
             marks: AtomicU8::new(0),
+            events: Arc::clone(&self.events),
             on_end: Arc::clone(&self.on_end),
         });
         let listener = Listener(Arc::clone(&life));
@@ -47,6 +55,7 @@ const GONE: u8 = 4;
 /// What has happened to a VM; its marks only grow.
 struct Life {
     marks: AtomicU8,
+    events: Arc<EventLog>,
     on_end: Arc<dyn Fn(Ending) + Send + Sync>,
 }
 
@@ -55,9 +64,33 @@ impl Life {
         let before = self.marks.fetch_or(mark, Ordering::AcqRel);
         if before & mark == 0 && before | mark == LAUNCHED | GONE {
             let text = "the VM's thread ended without a word; the log may have its panic";
-            (self.on_end)(Ending::Failed(text.to_owned()));
+            self.tell_end(Ending::Failed(text.to_owned()));
         }
     }
+
+    fn tell_end(&self, ending: Ending) {
+        let (failed, detail) = match &ending {
+            Ending::Fine(detail) => (false, detail.clone()),
+            Ending::Failed(detail) => (true, detail.clone()),
+        };
+        self.events.push(Event::Ended { failed, detail });
+        (self.on_end)(ending);
+    }
+}
+
+/// A VM's event as the API tells it.
+fn event_of(event: &VmEvent) -> Option<Event> {
+    Some(match event {
+        VmEvent::Started => Event::Started,
+        VmEvent::Paused => Event::Paused,
+        VmEvent::Resumed => Event::Resumed,
+        VmEvent::Device { device, detail } => Event::Device {
+            device: device.clone(),
+            detail: detail.clone(),
+        },
+        // Told by [`Life::tell_end`].
+        VmEvent::Ended(_) => return None,
+    })
 }
 
 /// Hears a VM's events on its thread; dropped with it, panic or not.
@@ -65,6 +98,9 @@ struct Listener(Arc<Life>);
 
 impl Listener {
     fn hear(&self, event: VmEvent) {
+        if let Some(event) = event_of(&event) {
+            self.0.events.push(event);
+        }
         match event {
             VmEvent::Started => tracing::info!("the guest runs"),
             VmEvent::Paused => tracing::info!("the guest is paused"),
@@ -73,7 +109,7 @@ impl Listener {
             VmEvent::Ended(outcome) => {
                 self.0.mark(TOLD);
                 let text = outcome.to_string();
-                (self.0.on_end)(match outcome {
+                self.0.tell_end(match outcome {
                     Outcome::Failed(_) => Ending::Failed(text),
                     _ => Ending::Fine(text),
                 });
@@ -136,6 +172,7 @@ mod tests {
         let on_end = move |ending| heard.lock().unwrap().push(ending);
         let life = Life {
             marks: AtomicU8::new(0),
+            events: Arc::default(),
             on_end: Arc::new(on_end),
         };
         (Arc::new(life), endings)
@@ -146,8 +183,17 @@ mod tests {
         let (life, endings) = life();
         let listener = Listener(Arc::clone(&life));
         life.mark(LAUNCHED);
+        listener.hear(VmEvent::Started);
         listener.hear(VmEvent::Ended(Outcome::PowerOff));
         drop(listener);
+        let told = life.events.after(0, 9);
+        assert!(told.is_last);
+        let events: Vec<_> = told.events.into_iter().map(|told| told.event).collect();
+        let ended = Event::Ended {
+            failed: false,
+            detail: "the guest powered off".to_owned(),
+        };
+        assert_eq!(events, [Event::Started, ended]);
         assert_eq!(
             *endings.lock().unwrap(),
             [Ending::Fine("the guest powered off".to_owned())]

@@ -130,7 +130,7 @@ pub const ROUTES: &[Route] = &[
     row("PUT", "/snapshot/load", Later("loading a snapshot")),
     row("GET", "/observe", Endpoint::Observe),
     row("GET", "/observe/health", Later("the health of the VM")),
-    row("GET", "/observe/events", Later("the stream of events")),
+    row("GET", "/observe/events", Endpoint::Events),
     row("GET", "/observe/trace", Later("the trace of the VM")),
     row("POST", "/observe/dump", Later("a dump of the VM")),
     row("POST", "/observe/nmi", Later("an NMI to the guest")),
@@ -181,7 +181,7 @@ pub fn find<'a>(
 
 /// The path of a request target: without its query, without scheme and host where a client sends
 /// them, without slashes at its end.
-fn path_of(target: &str) -> &str {
+pub(crate) fn path_of(target: &str) -> &str {
     let target = match target.split_once("://") {
         Some((_, rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
         None => target,

@@ -4,11 +4,13 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::events::EventLog;
 use crate::http::{self, Options};
 use crate::session::{Session, SessionParts};
 
@@ -87,6 +89,7 @@ impl Socket {
 pub struct Server {
     stop: oneshot::Sender<()>,
     ended: mpsc::Receiver<()>,
+    events: Arc<EventLog>,
 }
 
 impl Server {
@@ -106,6 +109,7 @@ impl Server {
             .enable_time()
             .build()
             .map_err(ServerError::Thread)?;
+        let events = Arc::clone(&parts.events);
         let serve = move || {
             // Dropped at the end, panic or not: that is what tells it.
             let _end = end;
@@ -128,11 +132,17 @@ impl Server {
             .name("api".to_owned())
             .spawn(serve);
         thread.map(drop).map_err(ServerError::Thread)?;
-        Ok(Server { stop, ended })
+        Ok(Server {
+            stop,
+            ended,
+            events,
+        })
     }
 
     /// Takes no more clients and waits, for a second at most, for the requests in progress.
     pub fn stop(self) {
+        // Those who follow are done then.
+        self.events.close();
         let _ = self.stop.send(());
         if let Err(mpsc::RecvTimeoutError::Timeout) = self.ended.recv_timeout(STOP_DEADLINE) {
             tracing::warn!("the API thread did not end in time");

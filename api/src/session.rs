@@ -18,6 +18,8 @@ use tokio::time::timeout;
 use crate::FIRECRACKER_VERSION;
 use crate::admission::{Denial, Operation, Phase, admit};
 use crate::config::{Config, ConfigError};
+use crate::events::stream::{Followers, MAX_FOLLOWERS};
+use crate::events::{Event, EventLog};
 use crate::http::{Handler, Request, Response, Status};
 use crate::logging::{LogControl, SinkError};
 use crate::machine::{Command, Launcher, Machine, MachineError, MachineState};
@@ -67,6 +69,8 @@ enum SessionError {
     },
     #[error("the black box cannot be read: {0}")]
     BlackBox(MachineError),
+    #[error("{MAX_FOLLOWERS} clients follow the events; end one of them or ask without follow")]
+    Followers,
     #[error("{what} did not end within {} s; the log and GET /metrics may tell what holds it up", after.as_secs_f32())]
     Deadline { what: &'static str, after: Duration },
     #[error(
@@ -83,6 +87,8 @@ pub struct SessionParts {
     pub machine: Option<Arc<dyn Machine>>,
     /// Starts it otherwise.
     pub launcher: Arc<dyn Launcher>,
+    /// What GET /observe/events tells; the launcher tells of the VM there.
+    pub events: Arc<EventLog>,
     /// What PUT /logger changes.
     pub log: Arc<LogControl>,
     /// How long things may take.
@@ -103,6 +109,8 @@ pub struct Session {
     launcher: Arc<dyn Launcher>,
     log: Arc<LogControl>,
     deadlines: Deadlines,
+    events: Arc<EventLog>,
+    followers: Followers,
     counts: RequestCounts,
     /// Held while a request changes something. An async lock on one thread: it orders requests,
     /// and no thread ever waits for it.
@@ -122,6 +130,8 @@ impl Session {
             launcher: parts.launcher,
             log: parts.log,
             deadlines: parts.deadlines,
+            events: parts.events,
+            followers: Followers::default(),
             counts: RequestCounts::default(),
             turn: Mutex::new(()),
         }
@@ -153,8 +163,14 @@ impl Session {
                 remedy: "leave this request out",
             }
             .into()),
+            Endpoint::Events => self.events(&request.target),
             endpoint => {
                 self.change(endpoint, id, &request.body).await?;
+                self.events.push(Event::Request {
+                    method: request.method.clone(),
+                    path: routes::path_of(&request.target).to_owned(),
+                    action: action(endpoint, &request.body),
+                });
                 Ok(Response::no_content())
             }
         }
@@ -295,6 +311,21 @@ impl Session {
     }
 }
 
+/// What a request that was carried out asked for, where its path does not say it.
+fn action(endpoint: Endpoint, body: &[u8]) -> Option<&'static str> {
+    match endpoint {
+        Endpoint::Actions => {
+            let wire = wire::parse::<ActionWire>(body).ok();
+            wire.map(|wire| wire.action_type.name())
+        }
+        Endpoint::VmState => {
+            let wire = wire::parse::<VmWire>(body).ok();
+            wire.map(|wire| wire.state.name())
+        }
+        _ => None,
+    }
+}
+
 impl Handler for Session {
     async fn handle(&self, request: Request) -> Response {
         let (method, target) = (&request.method, &request.target);
@@ -302,7 +333,11 @@ impl Handler for Session {
         let outcome = self.answer(&request).await;
         let response = outcome.unwrap_or_else(|error| {
             tracing::warn!("API request refused: {method} {target}: {error}");
-            Response::fault(Status::BadRequest, &error.to_string())
+            let status = match error {
+                SessionError::Followers => Status::Unavailable,
+                _ => Status::BadRequest,
+            };
+            Response::fault(status, &error.to_string())
         });
         self.counts.count(response.status);
         response

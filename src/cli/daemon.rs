@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use api::config::{Config, Fixed};
 use api::config_file;
+use api::events::EventLog;
 use api::http::Options;
 use api::logging::LogControl;
 use api::machine::{Launcher, Machine};
@@ -47,7 +48,8 @@ fn prepare(
     arguments: DaemonArgs,
     socket: Option<Socket>,
 ) -> Result<(Supervisor, Option<Server>), Failure> {
-    let supervisor = Supervisor::new(Signals::block())?;
+    let events = Arc::<EventLog>::default();
+    let supervisor = Supervisor::new(Signals::block(), Arc::clone(&events))?;
     let (id, black_box_name) = black_box::names(arguments.id.clone());
     let log = start_log(&id, &arguments)?;
     for flag in arguments.without_effect() {
@@ -72,6 +74,7 @@ fn prepare(
         config,
         machine,
         launcher: supervisor.launcher(),
+        events,
         log,
         deadlines: Deadlines::default(),
     };

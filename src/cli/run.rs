@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use api::config::{Config, ConfigError, Fixed};
 use api::logging::LogControl;
@@ -19,7 +20,7 @@ use super::{Failure, black_box, daemon};
 /// # Errors
 /// Bad usage; the VM failed.
 pub fn run(arguments: RunArgs) -> Result<(), Failure> {
-    let supervisor = Supervisor::new(Signals::block())?;
+    let supervisor = Supervisor::new(Signals::block(), Arc::default())?;
     let (id, black_box_name) = black_box::names(arguments.id.clone());
     let log = LogControl::new(&id);
     log.install();

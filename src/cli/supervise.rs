@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use api::events::EventLog;
 use api::kvm::KvmLauncher;
 use api::machine::{Command, Ending, Launcher, Machine, MachineError};
 use api::vmm::VmSpec;
@@ -51,11 +52,11 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Begins to listen for signals.
+    /// Begins to listen for signals; `events` gets what happens to the VM.
     ///
     /// # Errors
     /// Their thread cannot be made.
-    pub fn new(signals: Signals) -> Result<Supervisor, Failure> {
+    pub fn new(signals: Signals, events: Arc<EventLog>) -> Result<Supervisor, Failure> {
         let (sender, happenings) = mpsc::channel();
         let ends: Sender<Happening> = sender.clone();
         let listening = signals.listen(move |signal| drop(sender.send(Happening::Signal(signal))));
@@ -65,7 +66,7 @@ impl Supervisor {
         listening.map_err(|error| Failure::failed(explain(error)))?;
         let on_end = move |ending| drop(ends.send(Happening::Ended(ending)));
         let launcher = Arc::new(Watched {
-            inner: KvmLauncher::new(on_end),
+            inner: KvmLauncher::new(events, on_end),
             launching: AtomicBool::new(false),
             machine: OnceLock::new(),
         });
@@ -202,7 +203,7 @@ mod tests {
         let supervisor = Supervisor {
             happenings: receiver,
             launcher: Arc::new(Watched {
-                inner: KvmLauncher::new(|_| ()),
+                inner: KvmLauncher::new(Arc::default(), |_| ()),
                 launching: AtomicBool::new(launching),
                 machine: OnceLock::from(machine),
             }),

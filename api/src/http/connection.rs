@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -11,6 +11,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::decode::{DecodeError, Decoder, Request, Step};
 use super::response::{Body, Response, Status};
 use super::{Handler, Options};
+
+/// How often it is looked whether a client that is streamed to is still there.
+const LOOK_AROUND: Duration = Duration::from_millis(500);
 
 /// How long a client may take. Being silent between two requests is not limited.
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +147,7 @@ async fn relay(
     chunked: bool,
     timing: Timing,
 ) -> Result<(), End> {
-    while let Some(piece) = pieces.recv().await {
+    while let Some(piece) = next_piece(stream, &mut pieces).await? {
         if piece.is_empty() {
             continue;
         }
@@ -161,6 +164,23 @@ async fn relay(
         write(stream, b"0\r\n\r\n", timing).await
     } else {
         Ok(())
+    }
+}
+
+/// The next piece; an error when the client hangs up while there is none.
+async fn next_piece(
+    stream: &UnixStream,
+    pieces: &mut mpsc::Receiver<Vec<u8>>,
+) -> Result<Option<Vec<u8>>, End> {
+    loop {
+        if let Ok(piece) = timeout(LOOK_AROUND, pieces.recv()).await {
+            return Ok(piece);
+        }
+        // Ready at once while the client takes more. One that only says no more is not gone.
+        let ready = timeout(Duration::ZERO, stream.ready(Interest::WRITABLE)).await;
+        if matches!(ready, Ok(Ok(ready)) if ready.is_write_closed()) {
+            return Err(End::Gone);
+        }
     }
 }
 

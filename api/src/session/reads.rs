@@ -2,6 +2,7 @@
 
 use super::{Session, SessionError};
 use crate::VERSION;
+use crate::events::stream;
 use crate::http::Response;
 use crate::metrics;
 use crate::observation::{self, Subject};
@@ -46,5 +47,15 @@ impl Session {
         };
         let observation = observation::render(subject, snapshot.as_ref(), with_events);
         Ok(Response::json(&observation))
+    }
+
+    /// GET /observe/events.
+    pub(super) fn events(&self, target: &str) -> Result<Response, SessionError> {
+        let query = Query::parse(target, &["since", "follow"])?;
+        let since = query.number("since")?;
+        if !query.flag("follow")? {
+            return Ok(stream::page(&self.events, since));
+        }
+        stream::follow(&self.events, since, &self.followers).ok_or(SessionError::Followers)
     }
 }

@@ -43,6 +43,16 @@ pub enum VmStateWire {
     Resumed,
 }
 
+impl VmStateWire {
+    /// As a request says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            VmStateWire::Paused => "Paused",
+            VmStateWire::Resumed => "Resumed",
+        }
+    }
+}
+
 /// PUT /actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,6 +70,17 @@ pub enum ActionTypeWire {
     SendCtrlAltDel,
     /// Write Firecracker's metrics: not supported by this build.
     FlushMetrics,
+}
+
+impl ActionTypeWire {
+    /// As a request says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ActionTypeWire::InstanceStart => "InstanceStart",
+            ActionTypeWire::SendCtrlAltDel => "SendCtrlAltDel",
+            ActionTypeWire::FlushMetrics => "FlushMetrics",
+        }
+    }
 }
 
 /// PUT /serial.

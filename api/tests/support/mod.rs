@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::config::{Config, Fixed};
+use api::events::EventLog;
 use api::http::Options;
 use api::logging::LogControl;
 use api::machine::{Command, Launcher, Machine, MachineError, MachineState, Reply};
@@ -119,6 +120,7 @@ pub fn scratch() -> PathBuf {
 pub struct TestServer {
     pub directory: PathBuf,
     pub launcher: Arc<FakeLauncher>,
+    pub events: Arc<EventLog>,
     server: Option<Server>,
 }
 
@@ -155,10 +157,12 @@ impl TestServer {
             std::fs::write(directory.join(name), b"content").unwrap();
         }
         let launcher = Arc::new(launcher);
+        let events: Arc<EventLog> = Arc::default();
         let parts = SessionParts {
             config: config(),
             machine: None,
             launcher: launcher.clone(),
+            events: events.clone(),
             log: LogControl::new("vm1"),
             deadlines,
         };
@@ -167,6 +171,7 @@ impl TestServer {
         TestServer {
             directory,
             launcher,
+            events,
             server,
         }
     }

@@ -1,0 +1,203 @@
+//! What has happened to a VM, in order: numbered without gaps, and kept for those who ask late.
+//!
+//! Fed by the VM's own events and by requests that changed something; read by any number of
+//! followers, each at its own pace. Only the last [`KEPT`] events are kept: whoever asks for older
+//! ones is told how many are lost. Writing never waits for a reader.
+
+pub mod stream;
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+/// Events that are kept.
+pub const KEPT: usize = 4096;
+/// Longest text in an event; what is beyond is cut off.
+pub const MAX_TEXT_BYTES: usize = 256;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A request of a client changed something.
+    Request {
+        /// Its method.
+        method: String,
+        /// Its path.
+        path: String,
+        /// The action, of PUT /actions and PATCH /vm.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        action: Option<&'static str>,
+    },
+    /// The guest runs.
+    Started,
+    /// The guest is paused.
+    Paused,
+    /// The guest goes on.
+    Resumed,
+    /// A device or a host resource behind it has trouble; the VM goes on.
+    Device {
+        /// Which.
+        device: String,
+        /// What happened.
+        detail: String,
+    },
+    /// The VM is gone: the last event.
+    Ended {
+        /// Not as guest or operator wanted.
+        failed: bool,
+        /// How.
+        detail: String,
+    },
+}
+
+impl Event {
+    fn cut(self) -> Event {
+        match self {
+            Event::Request {
+                method,
+                path,
+                action,
+            } => Event::Request {
+                method: short(method),
+                path: short(path),
+                action,
+            },
+            Event::Device { device, detail } => Event::Device {
+                device: short(device),
+                detail: short(detail),
+            },
+            Event::Ended { failed, detail } => Event::Ended {
+                failed,
+                detail: short(detail),
+            },
+            Event::Started | Event::Paused | Event::Resumed => self,
+        }
+    }
+}
+
+fn short(mut text: String) -> String {
+    if text.len() > MAX_TEXT_BYTES {
+        let end = (0..=MAX_TEXT_BYTES).rev();
+        text.truncate(
+            end.into_iter()
+                .find(|at| text.is_char_boundary(*at))
+                .unwrap_or(0),
+        );
+    }
+    text.shrink_to_fit();
+    text
+}
+
+/// An event as it is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Numbered {
+    /// Its number: 1 for the first, then one more each.
+    pub number: u64,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What [`EventLog::after`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Events that were asked for and are kept no longer.
+    pub lost: u64,
+    /// The oldest of those that are kept.
+    pub events: Vec<Numbered>,
+    /// No event comes after these.
+    pub is_last: bool,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    kept: VecDeque<Numbered>,
+    /// The number of the newest event.
+    newest: u64,
+    closed: bool,
+}
+
+/// The events of this process's VM.
+#[derive(Debug)]
+pub struct EventLog {
+    /// A lock, for the VM's thread and the API's both write, and numbers must have no gaps. Held to
+    /// add one event or to copy a few, never across a wait.
+    ring: Mutex<Ring>,
+    /// Changes with every event.
+    bell: watch::Sender<u64>,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        EventLog {
+            ring: Mutex::default(),
+            bell: watch::Sender::new(0),
+        }
+    }
+}
+
+impl EventLog {
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an event. After [`Event::Ended`], or [`EventLog::close`], there are no more.
+    pub fn push(&self, event: Event) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let at_ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+        let event = event.cut();
+        let mut ring = self.ring();
+        if ring.closed {
+            return;
+        }
+        ring.newest += 1;
+        ring.closed = matches!(event, Event::Ended { .. });
+        if ring.kept.len() == KEPT {
+            ring.kept.pop_front();
+        }
+        let number = ring.newest;
+        ring.kept.push_back(Numbered {
+            number,
+            at_ms,
+            event,
+        });
+        drop(ring);
+        self.bell.send_replace(number);
+    }
+
+    /// No event comes any more: followers get what is there and are done.
+    pub fn close(&self) {
+        self.ring().closed = true;
+        self.bell.send_modify(|_| ());
+    }
+
+    /// The oldest events whose number is above `since`, at most `most` of them.
+    pub fn after(&self, since: u64, most: usize) -> Batch {
+        let ring = self.ring();
+        let oldest = ring.newest + 1 - ring.kept.len() as u64;
+        // A number that was never given: all that comes after it is still to come.
+        let first = since.saturating_add(1).max(oldest);
+        let skip = usize::try_from(first - oldest).unwrap_or(usize::MAX);
+        let events: Vec<Numbered> = ring.kept.iter().skip(skip).take(most).cloned().collect();
+        let told = events.last().map_or(since, |last| last.number);
+        Batch {
+            lost: first - since.saturating_add(1).min(first),
+            is_last: ring.closed && told >= ring.newest,
+            events,
+        }
+    }
+
+    /// Tells of every change from now on.
+    pub fn listen(&self) -> watch::Receiver<u64> {
+        self.bell.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests;
