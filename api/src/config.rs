@@ -11,7 +11,7 @@ use vmm::{SpecError, VmSpec, validate};
 
 use crate::wire::machine_config::MachineConfig;
 use crate::wire::{BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire};
-use crate::wire::{SerialWire, WireError};
+use crate::wire::{MetricsWire, SerialWire, WireError};
 
 /// How long each step of an orderly stop may take.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -86,6 +86,7 @@ pub struct Config {
     networks: Vec<(NetworkWire, NetSpec)>,
     serial: Option<SerialWire>,
     logger: Option<LoggerWire>,
+    metrics: Option<MetricsWire>,
 }
 
 /// Answer of GET /vm/config: what `--config-file` takes.
@@ -101,6 +102,8 @@ pub struct FullConfig<'a> {
     serial: Option<&'a SerialWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logger: Option<&'a LoggerWire>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<&'a MetricsWire>,
 }
 
 impl Config {
@@ -114,6 +117,7 @@ impl Config {
             networks: Vec::new(),
             serial: None,
             logger: None,
+            metrics: None,
         }
     }
 
@@ -136,6 +140,7 @@ impl Config {
             network_interfaces: self.networks.iter().map(|(wire, _)| wire).collect(),
             serial: self.serial.as_ref(),
             logger: self.logger.as_ref(),
+            metrics: self.metrics.as_ref(),
         }
     }
 
@@ -261,6 +266,16 @@ impl Config {
     /// Keeps what the logger was told, for GET /vm/config.
     pub fn note_logger(&mut self, wire: LoggerWire) {
         self.logger = Some(wire);
+    }
+
+    /// Keeps where metrics go, for GET /vm/config.
+    pub fn note_metrics(&mut self, wire: MetricsWire) {
+        self.metrics = Some(wire);
+    }
+
+    /// Where metrics go, if that was said.
+    pub fn metrics(&self) -> Option<&MetricsWire> {
+        self.metrics.as_ref()
     }
 
     /// The whole VM, as it stands.

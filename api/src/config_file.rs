@@ -9,8 +9,9 @@ use serde::de::IgnoredAny;
 
 use crate::config::{Config, ConfigError};
 use crate::logging::{LogControl, SinkError};
+use crate::metrics_file;
 use crate::wire::{self, BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire};
-use crate::wire::{SerialWire, WireError};
+use crate::wire::{MetricsWire, SerialWire, WireError};
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +42,10 @@ pub enum ConfigFileError {
     },
     /// Its logger is refused.
     #[error("logger in the configuration file: {0}")]
-    Log(#[from] SinkError),
+    Log(#[source] SinkError),
+    /// The path of its metrics is refused.
+    #[error("metrics in the configuration file: {0}")]
+    Metrics(#[source] SinkError),
 }
 
 #[derive(Deserialize)]
@@ -57,7 +61,7 @@ struct ConfigFileWire {
     cpu_config: Option<IgnoredAny>,
     entropy: Option<IgnoredAny>,
     memory_hotplug: Option<IgnoredAny>,
-    metrics: Option<IgnoredAny>,
+    metrics: Option<MetricsWire>,
     mmds_config: Option<IgnoredAny>,
     pmem: Option<Vec<IgnoredAny>>,
     vsock: Option<IgnoredAny>,
@@ -70,7 +74,6 @@ impl ConfigFileWire {
             ("cpu-config", self.cpu_config.is_some()),
             ("entropy", self.entropy.is_some()),
             ("memory-hotplug", self.memory_hotplug.is_some()),
-            ("metrics", self.metrics.is_some()),
             ("mmds-config", self.mmds_config.is_some()),
             (
                 "pmem",
@@ -85,7 +88,8 @@ impl ConfigFileWire {
     }
 }
 
-/// Reads the file into `config` and `log`.
+/// Reads the file into `config` and `log`. Metrics begin when what [`Config::metrics`] says is
+/// opened.
 ///
 /// # Errors
 /// The first thing that is wrong; what was read before it may have been applied.
@@ -108,8 +112,12 @@ pub fn load(path: &Path, config: &mut Config, log: &LogControl) -> Result<(), Co
         file.refuse_unsupported().map_err(ConfigError::Wire),
     )?;
     if let Some(logger) = file.logger {
-        log.apply(&logger)?;
+        log.apply(&logger).map_err(ConfigFileError::Log)?;
         config.note_logger(logger);
+    }
+    if let Some(metrics) = file.metrics {
+        metrics_file::check(&metrics.metrics_path).map_err(ConfigFileError::Metrics)?;
+        config.note_metrics(metrics);
     }
     if let Some(machine) = &file.machine_config {
         part("machine-config", config.put_machine(machine))?;

@@ -16,6 +16,7 @@ pub mod kvm;
 pub mod logging;
 pub mod machine;
 pub mod metrics;
+pub mod metrics_file;
 pub mod observation;
 pub mod query;
 pub mod routes;

@@ -19,7 +19,7 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::wire::{LevelWire, LoggerWire};
-use sink::Sink;
+pub(crate) use sink::Sink;
 pub use sink::SinkError;
 
 /// The logger's settings, changed by the command line and, until the VM starts, by PUT /logger;
@@ -71,7 +71,8 @@ impl LogControl {
     /// # Errors
     /// The log's file cannot be opened; nothing is changed then.
     pub fn apply(&self, wire: &LoggerWire) -> Result<(), SinkError> {
-        let sink = wire.log_path.as_deref().map(Sink::open).transpose()?;
+        let sink = wire.log_path.as_deref();
+        let sink = sink.map(|path| Sink::open("log_path", path)).transpose()?;
         if sink.is_some() || wire.module.is_some() {
             let old = self.target();
             let target = Target {
@@ -97,7 +98,7 @@ impl LogControl {
     /// # Errors
     /// It cannot be opened.
     pub fn check(path: &Path) -> Result<(), SinkError> {
-        Sink::open(path).map(drop)
+        Sink::open("log_path", path).map(drop)
     }
 
     /// Lines that the destination did not take.

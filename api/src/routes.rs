@@ -28,6 +28,8 @@ pub enum Endpoint {
     Network,
     /// PUT /logger
     Logger,
+    /// PUT /metrics
+    PutMetrics,
     /// PUT /serial
     Serial,
     /// PUT /actions
@@ -76,6 +78,7 @@ pub const ROUTES: &[Route] = &[
     row("PUT", "/drives/{drive_id}", Endpoint::Drive),
     row("PUT", "/network-interfaces/{iface_id}", Endpoint::Network),
     row("PUT", "/logger", Endpoint::Logger),
+    row("PUT", "/metrics", Endpoint::PutMetrics),
     row("PUT", "/serial", Endpoint::Serial),
     row("PUT", "/actions", Endpoint::Actions),
     row("PATCH", "/vm", Endpoint::VmState),
@@ -88,11 +91,6 @@ pub const ROUTES: &[Route] = &[
         "PATCH",
         "/network-interfaces/{iface_id}",
         Later("changing an interface of a started VM"),
-    ),
-    row(
-        "PUT",
-        "/metrics",
-        Later("writing Firecracker's metrics to a file"),
     ),
     row("GET", "/balloon", Later("the balloon device")),
     row("PUT", "/balloon", Later("the balloon device")),

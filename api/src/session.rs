@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::FIRECRACKER_VERSION;
 use crate::admission::{Denial, Operation, Phase, admit};
@@ -24,9 +24,12 @@ use crate::http::{Handler, Request, Response, Status};
 use crate::logging::{LogControl, SinkError};
 use crate::machine::{Command, Launcher, Machine, MachineError, MachineState};
 use crate::metrics::RequestCounts;
-use crate::routes::{self, Endpoint};
+use crate::metrics_file::{MetricsFile, MetricsFileError};
+use crate::routes::{self, Endpoint, Route};
 use crate::wire::{self, ActionTypeWire, ActionWire, DriveWire, LoggerWire};
-use crate::wire::{NetworkWire, SerialWire, VersionWire, VmStateWire, VmWire, WireError};
+use crate::wire::{
+    MetricsWire, NetworkWire, SerialWire, VersionWire, VmStateWire, VmWire, WireError,
+};
 
 /// How long requests may take before their client is told that they did not end.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +63,8 @@ enum SessionError {
     Denied(#[from] Denial),
     #[error(transparent)]
     Log(#[from] SinkError),
+    #[error(transparent)]
+    MetricsFile(#[from] MetricsFileError),
     #[error("the microVM did not start: {0}")]
     Launch(MachineError),
     #[error("{what} failed: {error}")]
@@ -89,6 +94,8 @@ pub struct SessionParts {
     pub launcher: Arc<dyn Launcher>,
     /// What GET /observe/events tells; the launcher tells of the VM there.
     pub events: Arc<EventLog>,
+    /// What PUT /metrics opens.
+    pub metrics_file: Arc<MetricsFile>,
     /// What PUT /logger changes.
     pub log: Arc<LogControl>,
     /// How long things may take.
@@ -110,6 +117,7 @@ pub struct Session {
     log: Arc<LogControl>,
     deadlines: Deadlines,
     events: Arc<EventLog>,
+    metrics_file: Arc<MetricsFile>,
     followers: Followers,
     counts: RequestCounts,
     /// Held while a request changes something. An async lock on one thread: it orders requests,
@@ -131,6 +139,7 @@ impl Session {
             log: parts.log,
             deadlines: parts.deadlines,
             events: parts.events,
+            metrics_file: parts.metrics_file,
             followers: Followers::default(),
             counts: RequestCounts::default(),
             turn: Mutex::new(()),
@@ -149,6 +158,18 @@ impl Session {
     async fn answer(&self, request: &Request) -> Result<Response, SessionError> {
         let has_body = !request.body.is_empty();
         let (route, id) = routes::find(&request.method, &request.target, has_body)?;
+        let outcome = self.carry_out(route, id, request).await;
+        let tally = &self.metrics_file.requests;
+        tally.count(route.method, route.path, outcome.is_err());
+        outcome
+    }
+
+    async fn carry_out(
+        &self,
+        route: Route,
+        id: &str,
+        request: &Request,
+    ) -> Result<Response, SessionError> {
         match route.endpoint {
             Endpoint::InstanceInfo => Ok(self.instance_info()),
             Endpoint::Version => Ok(Response::json(&VersionWire {
@@ -184,11 +205,7 @@ impl Session {
                     self.command(Command::CtrlAltDel, "pressing Ctrl-Alt-Del")
                         .await
                 }
-                ActionTypeWire::FlushMetrics => Err(WireError::NotSupported {
-                    what: "FlushMetrics".to_owned(),
-                    remedy: "read GET /metrics",
-                }
-                .into()),
+                ActionTypeWire::FlushMetrics => self.flush_metrics().await,
             },
             Endpoint::VmState => match wire::parse::<VmWire>(body)?.state {
                 VmStateWire::Paused => self.command(Command::Pause, "pausing the microVM").await,
@@ -217,6 +234,7 @@ impl Session {
                 self.configure(body, judge).await
             }
             Endpoint::Logger => self.put_logger(body).await,
+            Endpoint::PutMetrics => self.put_metrics(body).await,
             // The reads are answered above.
             _ => Ok(()),
         }
@@ -241,14 +259,35 @@ impl Session {
         Ok(())
     }
 
+    async fn put_metrics(&self, body: &[u8]) -> Result<(), SessionError> {
+        let wire: MetricsWire = wire::parse(body)?;
+        let _turn = self.turn(Operation::Configure).await?;
+        self.metrics_file.open(&wire)?;
+        self.config.borrow_mut().note_metrics(wire);
+        Ok(())
+    }
+
+    async fn flush_metrics(&self) -> Result<(), SessionError> {
+        let _turn = self.turn(Operation::Control).await?;
+        let (sender, outcome) = oneshot::channel();
+        self.metrics_file.flush(move |done| drop(sender.send(done)));
+        let (after, what) = (self.deadlines.command, "writing the metrics");
+        match timeout(after, outcome).await {
+            Ok(Ok(done)) => Ok(done?),
+            _ => Err(SessionError::Deadline { what, after }),
+        }
+    }
+
     async fn start(&self) -> Result<(), SessionError> {
         let _turn = self.turn(Operation::Start).await?;
         let spec = self.config.borrow().spec()?;
         let (sender, outcome) = oneshot::channel();
         let (slot, launcher) = (Arc::clone(&self.slot), Arc::clone(&self.launcher));
+        let metrics_file = Arc::clone(&self.metrics_file);
         slot.launching.store(true, Ordering::Release);
         let build = move || {
             let launched = launcher.launch(spec).map(|machine| {
+                metrics_file.started(Arc::clone(&machine));
                 let _ = slot.machine.set(machine);
             });
             slot.launching.store(false, Ordering::Release);
@@ -284,6 +323,7 @@ impl Session {
         let reply = move |done| {
             let _ = sender.send(done);
         };
+        let begin = Instant::now();
         machine.command(command, Box::new(reply));
         let after = self.deadlines.command;
         match timeout(after, outcome).await {
@@ -292,7 +332,15 @@ impl Session {
                 let error = "the microVM ended before it answered".into();
                 Err(SessionError::Command { what, error })
             }
-            Ok(Ok(done)) => done.map_err(|error| SessionError::Command { what, error }),
+            Ok(Ok(Ok(()))) => {
+                match command {
+                    Command::Pause => self.metrics_file.requests.paused(begin.elapsed()),
+                    Command::Resume => self.metrics_file.requests.resumed(begin.elapsed()),
+                    Command::CtrlAltDel | Command::Stop => {}
+                }
+                Ok(())
+            }
+            Ok(Ok(Err(error))) => Err(SessionError::Command { what, error }),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod error;
 pub mod id;
 pub mod logger;
 pub mod machine_config;
+pub mod metrics;
 pub mod network;
 pub mod rate_limiter;
 pub mod vm;
@@ -18,6 +19,7 @@ pub use drive::{CacheTypeWire, DriveWire, IoEngineWire};
 pub use error::WireError;
 pub use logger::{LevelWire, LoggerWire};
 pub use machine_config::{HugePagesWire, MachineConfigWire};
+pub use metrics::MetricsWire;
 pub use network::{MacWire, NetworkWire};
 pub use rate_limiter::{RateLimiterWire, TokenBucketWire};
 pub use vm::{

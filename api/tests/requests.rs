@@ -345,9 +345,7 @@ fn a_started_vm_pauses_resumes_and_takes_keys() {
         *machine.told.lock().unwrap(),
         [Pause, Pause, CtrlAltDel, Resume]
     );
-    server
-        .action("FlushMetrics")
-        .refuses(&["FlushMetrics", "not supported by this build"]);
+    server.action("FlushMetrics").is_204();
     machine.set(MachineState::Stopped);
     patch("Paused").refuses(&["has ended"]);
 }
@@ -446,6 +444,46 @@ fn the_observation_is_there_before_and_after_the_start() {
     ask("events=1").json();
     ask("events=all").refuses(&["`events`", "all"]);
     ask("event=1").refuses(&["`event`", "events"]);
+}
+
+#[test]
+fn firecrackers_metrics_go_to_a_path_that_is_given_once() {
+    let server = TestServer::new();
+    let put = |body: &str| server.ask("PUT", "/metrics", body);
+    put(r#"{"metrics_path":"/no/dir/m"}"#).refuses(&["metrics_path /no/dir/m", "cannot be opened"]);
+    put(r#"{"path":"/m"}"#).refuses(&["unknown field `path`"]);
+    put("{}").refuses(&["metrics_path"]);
+    let path = server.file("metrics");
+    let body = json!({"metrics_path": path, "emit_id": true}).to_string();
+    put(&body).is_204();
+    assert_eq!(
+        put(&body).fault(),
+        "Reinitialization of metrics not allowed."
+    );
+    let config = server.ask("GET", "/vm/config", "").json();
+    assert_eq!(
+        config["metrics"],
+        json!({"metrics_path": path, "emit_id": true})
+    );
+    assert_eq!(server.action("FlushMetrics").fault(), BEFORE);
+    server.start();
+    assert_eq!(put(&body).fault(), AFTER);
+    server.action("FlushMetrics").is_204();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2, "the start and the flush");
+    assert_eq!(lines[0]["id"], "vm1");
+    let asked = |key: &str| -> u64 {
+        let values = lines
+            .iter()
+            .map(|line| line["put_api_requests"][key].as_u64());
+        values.map(Option::unwrap).sum()
+    };
+    assert_eq!((asked("metrics_count"), asked("metrics_fails")), (6, 5));
+    assert_eq!(asked("boot_source_count"), 1);
 }
 
 #[test]

@@ -82,7 +82,7 @@ pub struct DaemonArgs {
     /// Tell the source file and line in each line of the log
     #[arg(long)]
     pub show_log_origin: bool,
-    /// Firecracker's metrics as JSON lines (no effect in this build)
+    /// Write Firecracker's metrics as JSON lines to this file or FIFO
     #[arg(long, value_name = "PATH")]
     pub metrics_path: Option<PathBuf>,
     /// A seccomp filter (no effect in this build)
@@ -129,7 +129,6 @@ impl DaemonArgs {
     pub fn without_effect(&self) -> Vec<&'static str> {
         let flags = [
             ("--metadata", self.metadata.is_some()),
-            ("--metrics-path", self.metrics_path.is_some()),
             ("--seccomp-filter", self.seccomp_filter.is_some()),
             ("--no-seccomp", self.no_seccomp),
             ("--boot-timer", self.boot_timer),
@@ -251,7 +250,7 @@ mod tests {
             --http-api-max-payload-size 9 --mmds-size-limit 9 --enable-pci";
         let cli = Cli::try_parse_from(flags.split_whitespace()).unwrap();
         assert!(cli.command.is_none());
-        assert_eq!(cli.daemon.without_effect().len(), 9);
+        assert_eq!(cli.daemon.without_effect().len(), 8);
         let equals = [
             "vitrine",
             "--api-sock=/s",

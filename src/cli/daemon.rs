@@ -8,10 +8,11 @@ use api::events::EventLog;
 use api::http::Options;
 use api::logging::LogControl;
 use api::machine::{Launcher, Machine};
+use api::metrics_file::MetricsFile;
 use api::server::{Server, Socket};
 use api::session::{Deadlines, SessionParts};
 use api::vmm::SerialInput;
-use api::wire::LoggerWire;
+use api::wire::{LoggerWire, MetricsWire};
 
 use super::args::DaemonArgs;
 use super::signals::Signals;
@@ -36,18 +37,27 @@ pub fn daemon(arguments: DaemonArgs) -> Result<(), Failure> {
         // Nobody was served: the next attempt shall not find it in its way.
         let _ = std::fs::remove_file(&path);
     }
-    let (supervisor, server) = prepared?;
+    let Prepared {
+        supervisor,
+        server,
+        metrics_file,
+    } = prepared?;
     let outcome = supervisor.wait();
+    metrics_file.finish();
     if let Some(server) = server {
         server.stop();
     }
     outcome
 }
 
-fn prepare(
-    arguments: DaemonArgs,
-    socket: Option<Socket>,
-) -> Result<(Supervisor, Option<Server>), Failure> {
+/// All that runs beside the VM.
+struct Prepared {
+    supervisor: Supervisor,
+    server: Option<Server>,
+    metrics_file: Arc<MetricsFile>,
+}
+
+fn prepare(arguments: DaemonArgs, socket: Option<Socket>) -> Result<Prepared, Failure> {
     let events = Arc::<EventLog>::default();
     let supervisor = Supervisor::new(Signals::block(), Arc::clone(&events))?;
     let (id, black_box_name) = black_box::names(arguments.id.clone());
@@ -59,29 +69,48 @@ fn prepare(
         max_body_bytes: arguments.http_api_max_payload_size,
         ..Options::default()
     };
+    let metrics_file = MetricsFile::new(&id, Arc::clone(&log));
     let mut config = Config::new(Fixed {
         id,
         serial_input: SerialInput::Stdin,
         black_box: black_box::spec(&black_box_name, arguments.black_box),
         kernel_cache: arguments.kernel_cache.folder(),
     });
+    if let Some(path) = arguments.metrics_path {
+        config.note_metrics(MetricsWire {
+            metrics_path: path,
+            ..MetricsWire::default()
+        });
+    }
     let mut machine = None;
     if let Some(path) = &arguments.config_file {
         config_file::load(path, &mut config, &log).map_err(Failure::misuse)?;
-        machine = Some(start(&config, &supervisor)?);
+    }
+    if let Some(metrics) = config.metrics() {
+        metrics_file.open(metrics).map_err(Failure::misuse)?;
+    }
+    if arguments.config_file.is_some() {
+        let started = start(&config, &supervisor)?;
+        metrics_file.started(Arc::clone(&started));
+        machine = Some(started);
     }
     let parts = SessionParts {
         config,
         machine,
         launcher: supervisor.launcher(),
         events,
+        metrics_file: Arc::clone(&metrics_file),
         log,
         deadlines: Deadlines::default(),
     };
     let server = socket
         .map(|socket| Server::start(socket, parts, options))
         .transpose();
-    Ok((supervisor, server.map_err(Failure::failed)?))
+    Ok(Prepared {
+        supervisor,
+        server: server.map_err(Failure::failed)?,
+        metrics_file,
+    })
 }
 
 /// Starts the VM that was read from a file.

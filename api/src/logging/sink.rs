@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 /// A log that cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("log_path {} cannot be opened: {source}; give a file or FIFO that this process may write", path.display())]
+#[error("{name} {} cannot be opened: {source}; give a file or FIFO that this process may write", path.display())]
 pub struct SinkError {
+    name: &'static str,
     path: PathBuf,
     source: io::Error,
 }
@@ -50,9 +51,11 @@ impl Sink {
         }
     }
 
-    /// A file, made if absent and appended to, or a FIFO, with or without a reader.
-    pub fn open(path: &Path) -> Result<Sink, SinkError> {
+    /// A file, made if absent and appended to, or a FIFO, with or without a reader; `name` is that
+    /// of the path, for the error.
+    pub fn open(name: &'static str, path: &Path) -> Result<Sink, SinkError> {
         let error = |source| SinkError {
+            name,
             path: path.to_owned(),
             source,
         };
@@ -75,7 +78,12 @@ impl Sink {
 
     /// Writes one line, or nothing of it; false when it was not taken.
     pub fn write(&self, line: &[u8]) -> bool {
-        let Some(file) = &self.file else { return false };
+        self.write_some(line) == line.len()
+    }
+
+    /// Writes as much as is taken at once, and says how many bytes that was.
+    pub fn write_some(&self, bytes: &[u8]) -> usize {
+        let Some(file) = &self.file else { return 0 };
         let mut asked = libc::pollfd {
             fd: file.as_raw_fd(),
             events: libc::POLLOUT,
@@ -85,8 +93,8 @@ impl Sink {
         let ready = unsafe { libc::poll(&raw mut asked, 1, 0) };
         // For what could not be opened without waiting (a socket), asking first is what is left.
         if ready != 1 || asked.revents & libc::POLLOUT == 0 {
-            return false;
+            return 0;
         }
-        matches!((&**file).write(line), Ok(written) if written == line.len())
+        (&**file).write(bytes).unwrap_or(0)
     }
 }

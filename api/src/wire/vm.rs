@@ -68,7 +68,7 @@ pub enum ActionTypeWire {
     InstanceStart,
     /// Press Ctrl-Alt-Del.
     SendCtrlAltDel,
-    /// Write Firecracker's metrics: not supported by this build.
+    /// Write a line of Firecracker's metrics.
     FlushMetrics,
 }
 

@@ -13,6 +13,7 @@ use api::events::EventLog;
 use api::http::Options;
 use api::logging::LogControl;
 use api::machine::{Command, Launcher, Machine, MachineError, MachineState, Reply};
+use api::metrics_file::MetricsFile;
 use api::server::{Server, Socket};
 use api::session::{Deadlines, SessionParts};
 use serde_json::Value;
@@ -163,6 +164,7 @@ impl TestServer {
             machine: None,
             launcher: launcher.clone(),
             events: events.clone(),
+            metrics_file: MetricsFile::new("vm1", LogControl::new("vm1")),
             log: LogControl::new("vm1"),
             deadlines,
         };

@@ -1,0 +1,172 @@
+//! What Firecracker counts, out of what the black box holds. What Vitrine does not have, or does
+//! not count so, stays 0.
+
+use vmm::observe::cell::bucket_low;
+use vmm::observe::reader::{HistogramView, SectionView, Snapshot};
+
+use super::keys::{Device, DeviceKind, Latency, Totals};
+
+/// Operations that only drives have, and that only interfaces have.
+const TELLING: [(&str, DeviceKind); 2] = [("flush", DeviceKind::Block), ("rx", DeviceKind::Net)];
+
+/// The devices with groups of their own, in the order in which they were made.
+pub fn devices(snapshot: &Snapshot) -> Vec<Device> {
+    let sections = snapshot.of_kind("device");
+    let devices = sections.filter_map(|section| {
+        let (_, name) = section.instance.first()?;
+        let has = |operation: &str| section.row_names("operations").any(|row| row == operation);
+        let (_, kind) = TELLING.into_iter().find(|(operation, _)| has(operation))?;
+        // A name that was taken already has the kind before it.
+        let group = match kind {
+            DeviceKind::Block => format!("block_{}", name.strip_prefix("drive-").unwrap_or(name)),
+            DeviceKind::Net => format!("net_{}", name.strip_prefix("net-").unwrap_or(name)),
+        };
+        let name = name.clone();
+        Some(Device { kind, name, group })
+    });
+    devices.collect()
+}
+
+/// Adds what the VM has done.
+pub fn gather(snapshot: &Snapshot, devices: &[Device], totals: &mut Totals) {
+    for vcpu in snapshot.of_kind("vcpu") {
+        add_vcpu(vcpu, totals);
+    }
+    for console in snapshot.of_kind("console") {
+        let count = |field: &str| console.counter(field).unwrap_or(0);
+        totals.count("uart", "read_count", count("input"));
+        totals.count("uart", "write_count", count("output") + count("discarded"));
+        totals.count("uart", "flush_count", count("writes"));
+        totals.count("uart", "error_count", count("write_errors"));
+        totals.count("uart", "missed_write_count", count("overrun"));
+        totals.count("uart", "missed_read_count", count("input_dropped"));
+    }
+    for queue in snapshot.of_kind("queue") {
+        let sent = queue.counter("interrupts").unwrap_or(0);
+        totals.count("interrupts", "triggers", sent);
+    }
+    for device in devices {
+        let groups = match device.kind {
+            DeviceKind::Block => [device.group.as_str(), "block"],
+            DeviceKind::Net => [device.group.as_str(), "net"],
+        };
+        for group in groups {
+            match device.kind {
+                DeviceKind::Block => add_block(snapshot, &device.name, group, totals),
+                DeviceKind::Net => add_net(snapshot, &device.name, group, totals),
+            }
+        }
+    }
+}
+
+fn row(section: Option<&SectionView>, field: &str, row: &str) -> u64 {
+    let value = section.and_then(|section| section.table(field, row)?.as_u64());
+    value.unwrap_or(0)
+}
+
+fn add_vcpu(vcpu: &SectionView, totals: &mut Totals) {
+    for (reason, key, latency) in [
+        ("io_in", "exit_io_in", "exit_io_in_agg"),
+        ("io_out", "exit_io_out", "exit_io_out_agg"),
+        ("mmio_read", "exit_mmio_read", "exit_mmio_read_agg"),
+        ("mmio_write", "exit_mmio_write", "exit_mmio_write_agg"),
+    ] {
+        totals.count("vcpu", key, row(Some(vcpu), "exits", reason));
+        let handled = vcpu.table("exit_handler", reason);
+        if let Some(handled) = handled.as_ref().and_then(|value| value.as_histogram()) {
+            totals.latency("vcpu", latency, latency_of(handled));
+        }
+    }
+    for reason in ["fail_entry", "internal_error", "memory_fault", "other"] {
+        totals.count("vcpu", "failures", row(Some(vcpu), "exits", reason));
+    }
+    let i8042 = |field| row(Some(vcpu), field, "i8042");
+    totals.count("i8042", "read_count", i8042("device_reads"));
+    totals.count("i8042", "write_count", i8042("device_writes"));
+    totals.count("i8042", "error_count", i8042("device_misuse"));
+}
+
+fn latency_of(histogram: &HistogramView) -> Latency {
+    let first = histogram.buckets.iter().position(|count| *count > 0);
+    Latency {
+        min_us: first.map_or(0, |bucket| bucket_low(bucket) / 1000),
+        max_us: histogram.max / 1000,
+        sum_us: histogram.sum / 1000,
+    }
+}
+
+fn add_block(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) {
+    let device = snapshot.section(&format!("device/{name}"));
+    let queue = snapshot.section(&format!("queue/{name}/0"));
+    let queued = |field: &str| queue.and_then(|queue| queue.counter(field)).unwrap_or(0);
+    totals.count(group, "queue_event_count", queued("kicks"));
+    totals.count(group, "no_avail_buffer", queued("spurious_kicks"));
+    totals.count(group, "event_fails", queued("broken"));
+    let done = |operation| row(device, "operations", operation);
+    totals.count(group, "flush_count", done("flush"));
+    totals.count(group, "invalid_reqs_count", done("unsupported"));
+    for operation in ["read", "write", "flush", "get_id"] {
+        let failed = row(device, "operation_errors", operation);
+        totals.count(group, "execute_fails", failed);
+    }
+    for (operation, count, bytes, latency) in [
+        ("read", "read_count", "read_bytes", "read_agg"),
+        ("write", "write_count", "write_bytes", "write_agg"),
+    ] {
+        totals.count(group, count, done(operation));
+        totals.count(group, bytes, row(device, "operation", operation));
+        let sum_us = row(device, "operation_service", operation) / 1000;
+        let only_sum = Latency {
+            sum_us,
+            ..Latency::default()
+        };
+        totals.latency(group, latency, only_sum);
+    }
+}
+
+fn add_net(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) {
+    let device = snapshot.section(&format!("device/{name}"));
+    for (index, events, none) in [
+        ("0", "rx_queue_event_count", "no_rx_avail_buffer"),
+        ("1", "tx_queue_event_count", "no_tx_avail_buffer"),
+    ] {
+        let queue = snapshot.section(&format!("queue/{name}/{index}"));
+        let queued = |field: &str| queue.and_then(|queue| queue.counter(field)).unwrap_or(0);
+        totals.count(group, events, queued("kicks"));
+        let empty = if index == "0" {
+            "starved"
+        } else {
+            "spurious_kicks"
+        };
+        totals.count(group, none, queued(empty));
+        totals.count(group, "event_fails", queued("broken"));
+    }
+    for (operation, count, packets, bytes, fails) in [
+        (
+            "rx",
+            "rx_count",
+            "rx_packets_count",
+            "rx_bytes_count",
+            "rx_fails",
+        ),
+        (
+            "tx",
+            "tx_count",
+            "tx_packets_count",
+            "tx_bytes_count",
+            "tx_fails",
+        ),
+    ] {
+        let done = row(device, "operations", operation);
+        totals.count(group, count, done);
+        totals.count(group, packets, done);
+        totals.count(group, bytes, row(device, "operation", operation));
+        totals.count(group, fails, row(device, "operation_errors", operation));
+    }
+    let dropped = |cause| row(device, "drops", cause);
+    totals.count(group, "rx_fails", dropped("rx_too_long"));
+    let malformed = dropped("tx_malformed") + dropped("tx_oversize");
+    totals.count(group, "tx_malformed_frames", malformed);
+    let refused = dropped("tx_refused") + dropped("tx_no_tap");
+    totals.count(group, "tap_write_fails", refused);
+}
