@@ -29,4 +29,4 @@ pub use cell::{Counter, Gauge, Histogram};
 pub use clock::{Clock, Ticks};
 pub use flight::{FlightEvent, FlightRing};
 pub use heartbeat::{Activity, Heartbeat};
-pub use schema::{Field, FieldKind, Section, Unit};
+pub use schema::{Field, FieldKind, Section, SectionKind, Unit};

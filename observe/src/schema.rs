@@ -145,6 +145,28 @@ impl Field {
     }
 }
 
+/// A kind of section, for documentation and for whoever wants to know all that there is.
+#[derive(Clone, Copy, Debug)]
+pub struct SectionKind {
+    /// [`Section::KIND`].
+    pub kind: &'static str,
+    /// [`Section::INSTANCE`].
+    pub instance: &'static [&'static str],
+    /// [`Section::FIELDS`].
+    pub fields: &'static [Field],
+}
+
+impl SectionKind {
+    /// The kind of `T`.
+    pub const fn of<T: Section>() -> Self {
+        SectionKind {
+            kind: T::KIND,
+            instance: T::INSTANCE,
+            fields: T::FIELDS,
+        }
+    }
+}
+
 /// A struct that can live in the black box.
 ///
 /// # Safety

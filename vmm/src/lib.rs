@@ -25,6 +25,7 @@ pub mod host;
 mod hypervisor;
 pub mod lifecycle;
 mod machine;
+mod sections;
 pub mod spec;
 pub mod validate;
 mod vcpu;
@@ -38,6 +39,7 @@ pub use hypervisor::HostError;
 pub use lifecycle::{VmCommand, VmState};
 pub use memory::MemoryError;
 pub use observe;
+pub use sections::SECTIONS;
 pub use spec::{
     Backing, BlackBoxSpec, BootSpec, Cache, DriveSpec, Entry, MemorySpec, NetSpec, SerialInput,
     SerialOutput, SerialSpec, Unpack, VmSpec,

@@ -1,0 +1,17 @@
+//! All kinds of section that a VM has in its black box.
+
+use devices::legacy::ConsoleBlock;
+use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
+use observe::SectionKind;
+
+use crate::vcpu::counters::VcpuBlock;
+
+/// Every kind, one a line. What is not here is not in `docs/metrics.md`.
+pub const SECTIONS: &[SectionKind] = &[
+    SectionKind::of::<VcpuBlock>(),
+    SectionKind::of::<QueueBlock>(),
+    SectionKind::of::<DeviceBlock>(),
+    SectionKind::of::<TransportBlock>(),
+    SectionKind::of::<ThreadBlock>(),
+    SectionKind::of::<ConsoleBlock>(),
+];
