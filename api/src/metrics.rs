@@ -1,4 +1,6 @@
-//! GET /metrics: what is counted of this process, and, once a VM runs, all that its black box has.
+//! GET /metrics, as OpenMetrics or, for who does not ask for that, [`plain`]: what is counted of this process, and, once a VM runs, all that its black box has.
+
+pub mod plain;
 
 use std::cell::Cell;
 use std::fmt::Write;

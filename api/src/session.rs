@@ -177,7 +177,7 @@ impl Session {
             })),
             Endpoint::FullConfig => Ok(Response::json(&self.config.borrow().full())),
             Endpoint::MachineConfig => Ok(Response::json(self.config.borrow().machine())),
-            Endpoint::Metrics => self.metrics(),
+            Endpoint::Metrics => self.metrics(request.accepts_openmetrics),
             Endpoint::Observe => self.observe(&request.target),
             Endpoint::NotSupported(what) => Err(WireError::NotSupported {
                 what: format!("{} {} ({what})", route.method, route.path),

@@ -405,18 +405,42 @@ fn a_vm_that_does_not_answer_is_told_of_in_time() {
 }
 
 #[test]
-fn the_metrics_are_openmetrics_before_and_after_the_start() {
+fn the_metrics_are_there_before_and_after_the_start() {
     let server = TestServer::new();
-    let metrics = |server: &TestServer| {
-        let answer = server.ask("GET", "/metrics", "");
-        let kind = "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
-        assert!(answer.head.contains(kind), "{}", answer.head);
-        assert!(answer.body.ends_with("# EOF\n"));
-        answer.body
+    let plain = || server.ask("GET", "/metrics", "");
+    let asked = |accept: &str| {
+        let mut client = server.connect();
+        client.send(format!("GET /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n").as_bytes());
+        client.answer()
     };
-    assert!(!metrics(&server).contains("fake_exits"));
+    let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let text = "text/plain; version=0.0.4; charset=utf-8";
+    let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
+    for (answer, kind) in [
+        (plain(), text),
+        (asked("*/*"), text),
+        (asked(prometheus), openmetrics),
+    ] {
+        assert!(
+            answer.head.contains(&format!("Content-Type: {kind}\r\n")),
+            "{answer:?}"
+        );
+        assert!(answer.body.ends_with("# EOF\n"));
+        assert!(!answer.body.contains("fake_exits"));
+    }
     server.start();
-    assert!(metrics(&server).contains("fake_exits_total{vm=\"vm1\"} 5\n"));
+    let sample = "fake_exits_total{vm=\"vm1\"} 5\n";
+    assert!(
+        plain()
+            .body
+            .contains(&format!("# TYPE fake_exits_total counter\n{sample}"))
+    );
+    let answer = asked(prometheus);
+    assert!(
+        answer
+            .body
+            .contains(&format!("# TYPE fake_exits counter\n{sample}"))
+    );
 }
 
 #[test]

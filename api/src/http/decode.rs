@@ -30,6 +30,8 @@ pub struct Request {
     /// Whether the connection outlives the answer. Also true for HTTP/1.0 without a `Connection`
     /// header: published clients count on it.
     pub keep_alive: bool,
+    /// Whether the client's `Accept` names OpenMetrics.
+    pub accepts_openmetrics: bool,
     /// The body; empty when there is none.
     pub body: Vec<u8>,
 }
@@ -82,6 +84,7 @@ struct Head {
     target: String,
     minor_version: u8,
     keep_alive: bool,
+    accepts_openmetrics: bool,
     expects_continue: bool,
     framing: Framing,
 }
@@ -167,6 +170,7 @@ impl Decoder {
                 target: head.target,
                 minor_version: head.minor_version,
                 keep_alive: head.keep_alive,
+                accepts_openmetrics: head.accepts_openmetrics,
                 body,
             }));
         }
@@ -267,6 +271,7 @@ fn parse_head(bytes: &[u8], max_body: usize) -> Result<Option<(Head, usize)>, De
         target: parsed.path.unwrap_or_default().to_owned(),
         minor_version: parsed.version.unwrap_or(1),
         keep_alive: true,
+        accepts_openmetrics: false,
         expects_continue: false,
         framing: Framing::Length(0),
     };
@@ -301,6 +306,11 @@ fn read_headers(
                 .split(',')
                 .any(|token| token.trim().eq_ignore_ascii_case("close"));
             head.keep_alive &= !closes;
+        } else if header.name.eq_ignore_ascii_case("accept") {
+            let names = value.split(',').map(|range| range.split(';').next());
+            let mut names = names.map(|name| name.unwrap_or_default().trim());
+            head.accepts_openmetrics |=
+                names.any(|name| name.eq_ignore_ascii_case("application/openmetrics-text"));
         } else if header.name.eq_ignore_ascii_case("expect") {
             if !value.eq_ignore_ascii_case("100-continue") {
                 return Err(DecodeError::Expectation(value.to_owned()));

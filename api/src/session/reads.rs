@@ -19,7 +19,7 @@ impl Session {
         })
     }
 
-    pub(super) fn metrics(&self) -> Result<Response, SessionError> {
+    pub(super) fn metrics(&self, openmetrics: bool) -> Result<Response, SessionError> {
         let machine = self
             .slot
             .machine
@@ -29,7 +29,12 @@ impl Session {
         let machine = machine.map_err(SessionError::BlackBox)?;
         let id = self.config.borrow().id().to_owned();
         let text = metrics::render(&id, &self.counts, self.log.dropped(), machine.as_deref());
-        Ok(Response::text(metrics::CONTENT_TYPE, text.into_bytes()))
+        Ok(if openmetrics {
+            Response::text(metrics::CONTENT_TYPE, text.into_bytes())
+        } else {
+            let text = metrics::plain::of(&text);
+            Response::text(metrics::plain::CONTENT_TYPE, text.into_bytes())
+        })
     }
 
     /// GET /observe, from the black box.
