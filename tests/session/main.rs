@@ -6,6 +6,7 @@ mod harness;
 
 mod daemon;
 mod refusals;
+mod scrape;
 
 use std::fs;
 use std::io::Write;

@@ -19,6 +19,7 @@ mod kernel;
 mod lab;
 mod licences;
 mod program;
+mod promtool;
 mod suite;
 
 use std::path::PathBuf;

@@ -17,6 +17,7 @@ use crate::images::{self, Set};
 use crate::lab::End;
 use crate::licences;
 use crate::program::say;
+use crate::promtool;
 use summary::Row;
 use tally::Tally;
 
@@ -184,7 +185,11 @@ fn prepare(name: &str, set: Set) -> Result<(target::Built, PathBuf)> {
     for (tool, package) in TOOLS {
         apt::tool(tool, package)?;
     }
-    Ok((target::build(name)?, images::ensure(&[set], false)?))
+    let mut built = target::build(name)?;
+    if name == "session" {
+        built.promtool = Some(promtool::ensure()?);
+    }
+    Ok((built, images::ensure(&[set], false)?))
 }
 
 /// Runs the integration test target `name` where it can run.

@@ -20,6 +20,8 @@ const PROFILE: &str = "lab";
 pub struct Built {
     test: PathBuf,
     vitrine: PathBuf,
+    /// Prometheus' checker, for tests that need it.
+    pub promtool: Option<PathBuf>,
 }
 
 /// Builds the test target `name` of the root package.
@@ -47,7 +49,11 @@ pub fn build(name: &str) -> Result<Built> {
         "vitrine",
     ];
     let vitrine = artifact(&arguments, "vitrine")?;
-    Ok(Built { test, vitrine })
+    Ok(Built {
+        test,
+        vitrine,
+        promtool: None,
+    })
 }
 
 fn exists(metadata: &Value, name: &str) -> bool {
@@ -95,10 +101,13 @@ pub fn run_here(
 ) -> Result<End> {
     let mut command = vec![built.test.clone().into_os_string()];
     command.extend(arguments.iter().map(OsString::from));
-    let env = [
+    let mut env = vec![
         ("VITRINE_BIN", built.vitrine.as_path()),
         ("VITRINE_IMAGES", images),
     ];
+    if let Some(promtool) = &built.promtool {
+        env.push(("VITRINE_PROMTOOL", promtool));
+    }
     run_limited(&command, &env, limit, out)
 }
 
@@ -155,6 +164,10 @@ pub fn run_in_lab(
 fn lab_script(built: &Built, images: &Path, arguments: &[String]) -> String {
     let q = |path: &Path| quoted(path.as_os_str());
     let words: Vec<String> = arguments.iter().map(|word| quoted(word.as_ref())).collect();
+    // Read where it is: it is large, and the lab sees this machine's files.
+    let promtool = built.promtool.as_deref().map_or_else(String::new, |path| {
+        format!("export VITRINE_PROMTOOL={}\n", q(path))
+    });
     format!(
         "set -eu\n\
          folder=/run/vitrine-test\n\
@@ -163,6 +176,7 @@ fn lab_script(built: &Built, images: &Path, arguments: &[String]) -> String {
          cp {} $folder/vitrine\n\
          cp {} $folder/test\n\
          export VITRINE_BIN=$folder/vitrine VITRINE_IMAGES=$folder/images TMPDIR=$folder/tmp\n\
+         {promtool}\
          exec $folder/test {}\n",
         q(images),
         q(&built.vitrine),
