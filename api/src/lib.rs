@@ -5,7 +5,8 @@
 //!
 //! Owner threads: `api` runs all of it on one tokio current-thread runtime; `launch` builds a VM
 //! and ends; `metrics` writes Firecracker's metrics file when one is asked for. Nothing waits on a
-//! thread of the VM without a deadline, and reads never do. May depend on `vmm` and, for its black box, on what `vmm` hands through.
+//! thread of the VM without a deadline, and reads never do. May depend on `vmm` and, for its black
+//! box, on what `vmm` hands through.
 
 pub mod admission;
 pub mod config;

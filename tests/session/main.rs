@@ -5,6 +5,7 @@
 mod harness;
 
 mod daemon;
+mod observation;
 mod refusals;
 mod scrape;
 

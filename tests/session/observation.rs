@@ -1,0 +1,105 @@
+//! What clients are told of a real guest: the observation, the events, Firecracker's metrics.
+
+use serde_json::{Value, json};
+
+use crate::daemon::Daemon;
+use crate::harness::Scratch;
+
+fn lines(text: &str) -> Vec<Value> {
+    let parse = |line| serde_json::from_str(line).unwrap();
+    text.lines().map(parse).collect()
+}
+
+fn observe(daemon: &Daemon) -> Value {
+    let (status, text) = daemon.ask("GET", "/observe?events=1", &Value::Null);
+    assert_eq!(status, 200, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn observation_events_and_metrics_tell_of_the_same_guest() {
+    let path = "SCRATCH/metrics";
+    let arguments = ["--api-sock", "SCRATCH/api.sock", "--metrics-path", path];
+    let mut daemon = Daemon::with(Scratch::new(), &arguments);
+    daemon.await_path("api.sock");
+    assert_eq!(observe(&daemon)["vcpus"], json!([]));
+    let disk = daemon.scratch.disk("disk", 64 * 512, 3);
+    let drive = json!({"drive_id": "d", "is_root_device": false, "path_on_host": disk});
+    daemon.put("/drives/d", &drive);
+    daemon.boot("blk_read=0:64 quiet pio_write=0x80:100 print=ready cli_hlt");
+    daemon.await_output("ready");
+    daemon.put("/vm", &json!({"state": "Paused"}));
+
+    let all = observe(&daemon);
+    assert_eq!(all["state"], "Paused");
+    let vcpu = &all["vcpus"][0];
+    assert_eq!(vcpu["heartbeat"]["activity"], "paused");
+    assert_eq!(vcpu["device_writes"]["post"], 100);
+    assert!(!vcpu["flight"]["events"].as_array().unwrap().is_empty());
+    let device = &all["devices"][0];
+    assert_eq!(device["device"], "d");
+    let read = device["operations"]["read"].as_u64().unwrap();
+    assert_eq!(device["operation_bytes"]["read"], 64 * 512);
+    assert_eq!(
+        all["queues"][0]["service_ns"]["count"],
+        all["queues"][0]["completions"]
+    );
+
+    daemon.put("/actions", &json!({"action_type": "FlushMetrics"}));
+    let (_, events) = daemon.ask("GET", "/observe/events", &Value::Null);
+    daemon.signal("TERM");
+    assert_eq!(daemon.finish().code(), Some(0), "{}", daemon.text("stderr"));
+    let told = lines(&daemon.text("metrics"));
+    assert_eq!(told.len(), 3, "the start, the flush, the end");
+    let sum = |group: &str, key: &str| -> u64 {
+        told.iter()
+            .map(|line| line[group][key].as_u64().unwrap())
+            .sum()
+    };
+    assert_eq!(sum("block", "read_count"), read);
+    assert_eq!(sum("block_d", "read_bytes"), 64 * 512);
+    let exits = vcpu["exits"]["io_out"].as_u64().unwrap();
+    assert_eq!(sum("vcpu", "exit_io_out"), exits);
+    assert!(events.contains("\"event\":\"paused\""), "{events}");
+}
+
+#[test]
+fn a_follower_hears_all_until_the_end() {
+    let mut daemon = Daemon::new();
+    let socket = daemon.scratch.path("api.sock");
+    let follower = std::process::Command::new("curl")
+        .args([
+            "--silent",
+            "--no-buffer",
+            "--max-time",
+            "60",
+            "--unix-socket",
+        ])
+        .arg(socket)
+        .arg("http://localhost/observe/events?follow=1")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    daemon.boot("print=ready poweroff");
+    assert_eq!(daemon.finish().code(), Some(0), "{}", daemon.text("stderr"));
+    let output = follower.wait_with_output().unwrap();
+    assert!(output.status.success(), "the stream ends in order");
+    let told = lines(&String::from_utf8(output.stdout).unwrap());
+    let numbers: Vec<_> = told
+        .iter()
+        .map(|event| event["number"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, (1..=told.len() as u64).collect::<Vec<_>>());
+    assert_eq!(
+        told.iter()
+            .filter(|event| event["event"] == "started")
+            .count(),
+        1
+    );
+    let last = told.last().unwrap();
+    assert_eq!(
+        (&last["event"], &last["failed"]),
+        (&json!("ended"), &json!(false))
+    );
+    assert_eq!(last["detail"], "the guest powered off");
+}
