@@ -152,6 +152,11 @@ pub fn realtime_ns() -> u64 {
     kernel_clock_ns(libc::CLOCK_REALTIME)
 }
 
+/// CPU time of the calling thread, in nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    kernel_clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
 #[allow(unsafe_code)]
 fn kernel_clock_ns(id: libc::clockid_t) -> u64 {
     let mut now = libc::timespec {

@@ -10,6 +10,7 @@
 //! * [`BlackBox`]: the memory-mapped file in which all of these live, so that any other process
 //!   can read them while the VMM runs, when it is stuck, and after it was killed;
 //! * [`reader`]: opens such a file, live or dead, and trusts nothing in it;
+//! * [`host`]: samplers of what the host does to the VM: threads, pressure, cgroup, memory;
 //! * [`openmetrics`]: renders what a reader sees as OpenMetrics text.
 //!
 //! Owner threads: each [`Block`] has exactly one writing thread. Readers are any number of
@@ -20,6 +21,7 @@ pub mod cell;
 pub mod clock;
 pub mod flight;
 pub mod heartbeat;
+pub mod host;
 pub mod openmetrics;
 pub mod reader;
 pub mod schema;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use devices::legacy::ConsoleBlock;
 use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::Section;
+use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::openmetrics::{MetricType, families_of};
 
 use crate::vcpu::counters::VcpuBlock;
@@ -59,5 +60,10 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<TransportBlock>();
     check::<ThreadBlock>();
     check::<ConsoleBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 6, "a table for no block");
+    check::<TaskBlock>();
+    check::<PsiBlock>();
+    check::<CgroupBlock>();
+    check::<HostBlock>();
+    check::<MemoryBlock>();
+    assert_eq!(PAGE.matches("_...` |").count(), 11, "a table for no block");
 }
