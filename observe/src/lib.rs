@@ -11,6 +11,7 @@
 //!   can read them while the VMM runs, when it is stuck, and after it was killed;
 //! * [`reader`]: opens such a file, live or dead, and trusts nothing in it;
 //! * [`host`]: samplers of what the host does to the VM: threads, pressure, cgroup, memory;
+//! * [`ledger`]: where the time of a vCPU went, from two snapshots;
 //! * [`openmetrics`]: renders what a reader sees as OpenMetrics text.
 //!
 //! Owner threads: each [`Block`] has exactly one writing thread. Readers are any number of
@@ -22,6 +23,7 @@ pub mod clock;
 pub mod flight;
 pub mod heartbeat;
 pub mod host;
+pub mod ledger;
 pub mod openmetrics;
 pub mod reader;
 pub mod schema;
