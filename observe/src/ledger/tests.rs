@@ -114,10 +114,10 @@ fn vcpu_labels() -> (Vec<String>, Vec<String>) {
     (owned(&["io_out", "mmio_write"]), owned(&["serial", "post"]))
 }
 
-fn kvm(black_box: &mut BlackBox) -> Block<Kvm> {
+fn kvm(black_box: &mut BlackBox, vcpu: usize) -> Block<Kvm> {
     let stats = owned(&KVM_STATS);
     black_box
-        .section("kvm_vcpu/0", &[("stat", &stats)])
+        .section(&format!("kvm_vcpu/{vcpu}"), &[("stat", &stats)])
         .unwrap()
 }
 
@@ -143,7 +143,7 @@ impl World {
         let (reasons, devices) = vcpu_labels();
         let labels: [(&str, &[String]); 2] = [("reason", &reasons), ("device", &devices)];
         let vcpu = black_box.section("vcpu/0", &labels).unwrap();
-        let kvm = kvm(&mut black_box);
+        let kvm = kvm(&mut black_box, 0);
         let task = task(&mut black_box);
         let cgroup: Block<CgroupBlock> = black_box.section("cgroup", &[]).unwrap();
         cgroup.cpu_version.set(2);
@@ -441,4 +441,68 @@ proptest! {
         check_sum(&account(None, &later, 0));
         check_sum(&account(None, &later, 1));
     }
+}
+
+/// What a vCPU thread does, with the scheduler's own numbers: 200 ms on a CPU, then 200 ms halted,
+/// 100 ms asleep for no reason that anybody tells, and 100 ms paused. Other tests have threads of
+/// other names.
+#[test]
+fn a_real_threads_time_is_told_as_it_spent_it() {
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
+    let mut black_box = black_box();
+    let (reasons, devices) = vcpu_labels();
+    let labels: [(&str, &[String]); 2] = [("reason", &reasons), ("device", &devices)];
+    let vcpu: Block<Vcpu> = black_box.section("vcpu/5", &labels).unwrap();
+    let kvm = kvm(&mut black_box, 5);
+    let mut sampler = crate::host::TaskSampler::new(&mut black_box, &["vcpu-5".into()]).unwrap();
+    let (done, is_done) = channel();
+    let (end, may_end) = channel::<()>();
+    let clock = Clock::process();
+    let earlier = at(&black_box, 0);
+    let earlier = Snapshot {
+        now_monotonic_ns: crate::clock::monotonic_ns(),
+        ..earlier
+    };
+    let thread = std::thread::Builder::new().name("vcpu-5".into());
+    let thread = thread.spawn(move || {
+        let start = clock.ticks();
+        vcpu.heartbeat.enter(Activity::InGuest, start);
+        let burning = Instant::now();
+        while burning.elapsed() < Duration::from_millis(200) {
+            std::hint::spin_loop();
+        }
+        let halted = clock.ticks();
+        std::thread::sleep(Duration::from_millis(200));
+        kvm.total[0].add(clock.ns_between(halted, clock.ticks()));
+        std::thread::sleep(Duration::from_millis(100));
+        let paused = clock.ticks();
+        vcpu.run.add(clock.ns_between(start, paused));
+        vcpu.heartbeat.enter(Activity::Paused, paused);
+        std::thread::sleep(Duration::from_millis(100));
+        done.send(()).unwrap();
+        let _ = may_end.recv();
+    });
+    is_done.recv().unwrap();
+    sampler.sample();
+    let account = account(Some(&earlier), &snapshot(&black_box), 5);
+    drop(end);
+    thread.unwrap().join().unwrap();
+
+    check_sum(&account);
+    let waiting = account.waiting_ns.unwrap();
+    // Others may have had the CPU for a while, also after each sleep and before the start.
+    let slack = 30_000_000 + waiting;
+    let about =
+        |part: Option<u64>, ms: u64| part.is_some_and(|part| part.abs_diff(ms * 1_000_000) < slack);
+    let on_cpu = account.kernel_ns.unwrap() + account.guest_ns.unwrap();
+    assert!(on_cpu + waiting >= 170_000_000, "{account:#?}");
+    assert!(about(account.halted_ns, 200), "{account:#?}");
+    assert!(about(account.blocked_ns, 100), "{account:#?}");
+    assert!(about(account.paused_ns, 100), "{account:#?}");
+    assert!(
+        account.residue_ns.unsigned_abs() < u128::from(slack),
+        "{account:#?}"
+    );
 }
