@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod agreement;
 mod boots;
 mod disk;
 mod ends;

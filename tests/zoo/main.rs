@@ -4,6 +4,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod agreement;
 mod exactness;
 mod hostile;
 mod lifecycle;

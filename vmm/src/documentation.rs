@@ -9,6 +9,7 @@ use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::openmetrics::{MetricType, families_of};
 
 use crate::vcpu::counters::VcpuBlock;
+use crate::watcher::kvm_table::{KvmVcpuBlock, KvmVmBlock};
 
 const PAGE: &str = include_str!("../../docs/observe.md");
 
@@ -60,10 +61,12 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<TransportBlock>();
     check::<ThreadBlock>();
     check::<ConsoleBlock>();
+    check::<KvmVmBlock>();
+    check::<KvmVcpuBlock>();
     check::<TaskBlock>();
     check::<PsiBlock>();
     check::<CgroupBlock>();
     check::<HostBlock>();
     check::<MemoryBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 11, "a table for no block");
+    assert_eq!(PAGE.matches("_...` |").count(), 13, "a table for no block");
 }

@@ -30,6 +30,7 @@ pub mod spec;
 pub mod validate;
 mod vcpu;
 mod vm;
+mod watcher;
 
 pub use boot::BootError;
 /// Undoes the raw mode that a console put its terminal into; async-signal-safe. For handlers of

@@ -3,8 +3,10 @@
 use devices::legacy::ConsoleBlock;
 use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::SectionKind;
+use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 
 use crate::vcpu::counters::VcpuBlock;
+use crate::watcher::kvm_table::{KvmVcpuBlock, KvmVmBlock};
 
 /// Every kind, one a line. What is not here is not in `docs/metrics.md`.
 pub const SECTIONS: &[SectionKind] = &[
@@ -14,4 +16,11 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<TransportBlock>(),
     SectionKind::of::<ThreadBlock>(),
     SectionKind::of::<ConsoleBlock>(),
+    SectionKind::of::<KvmVmBlock>(),
+    SectionKind::of::<KvmVcpuBlock>(),
+    SectionKind::of::<TaskBlock>(),
+    SectionKind::of::<PsiBlock>(),
+    SectionKind::of::<CgroupBlock>(),
+    SectionKind::of::<HostBlock>(),
+    SectionKind::of::<MemoryBlock>(),
 ];

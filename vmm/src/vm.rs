@@ -257,8 +257,8 @@ fn open_reader(black_box: &BlackBox) -> Result<Reader, LaunchError> {
 
 /// Room for the fixed parts, each vCPU and each queue (see docs/blackbox.md).
 fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
-    const FIXED: usize = 256 << 10;
-    const EACH_VCPU: usize = 64 << 10;
+    const FIXED: usize = (256 << 10) + observe::host::section_bytes();
+    const EACH_VCPU: usize = 68 << 10;
     const EACH_QUEUE: usize = 32 << 10;
     let queues = spec.drives.len() + 2 * spec.networks.len();
     let bytes = FIXED + usize::from(spec.vcpus) * EACH_VCPU + queues * EACH_QUEUE;

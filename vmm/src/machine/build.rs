@@ -18,7 +18,7 @@ use observe::{BlackBox, Clock};
 
 use super::{
     CMOS_PORT, I8042_GSI, I8042_PORT, Machine, POWER_PORT, SERIAL_GSI, SERIAL_PORT, processors,
-    virtio,
+    virtio, watch,
 };
 use crate::boot;
 use crate::driver::Message;
@@ -27,6 +27,7 @@ use crate::spec::{SerialInput, SerialOutput, SerialSpec, VmSpec};
 use crate::vcpu::exit::Buses;
 use crate::vcpu::thread::panic_text;
 use crate::vm::LaunchError;
+use crate::watcher::Watcher;
 
 impl Machine {
     /// Builds the machine; nothing runs yet. The black box of a machine that cannot be built says
@@ -55,6 +56,7 @@ struct Parts {
     vcpus: Vec<crate::vcpu::VcpuHandle>,
     io_threads: Vec<devices::virtio::IoThread>,
     console: Console,
+    watcher: Watcher,
     keyboard: Arc<I8042>,
     debug_exit: Arc<DebugExit>,
     block: observe::Block<devices::virtio::ThreadBlock>,
@@ -69,6 +71,7 @@ impl Parts {
             vcpus: self.vcpus,
             io_threads: self.io_threads,
             console: Some(self.console),
+            watcher: Some(self.watcher),
             keyboard: self.keyboard,
             debug_exit: self.debug_exit,
             pulse: black_box.pulse(),
@@ -127,6 +130,7 @@ fn assemble(
         vcpus,
         io_threads: made.io_threads,
         console: made.console,
+        watcher: made.watcher,
         keyboard: made.legacy.keyboard,
         debug_exit: made.legacy.debug_exit,
         block: made.block,
@@ -142,6 +146,7 @@ struct Made {
     blocks: Vec<observe::Block<crate::vcpu::counters::VcpuBlock>>,
     io_threads: Vec<devices::virtio::IoThread>,
     console: Console,
+    watcher: Watcher,
     legacy: Legacy,
     block: observe::Block<devices::virtio::ThreadBlock>,
     buses: Arc<Buses>,
@@ -166,10 +171,14 @@ fn make(
     let legacy = make_legacy_devices(&vm, &mut buses.pio)?;
     let io_threads = virtio::make(spec, &vm, ram, &mut buses.mmio, black_box, inbox)?;
     let serial = Arc::clone(&legacy.serial);
+    let blocks = processors::blocks(black_box, spec.vcpus, &buses)?;
+    let console = make_console(&spec.serial, serial, black_box, inbox)?;
+    let fds = processors::make(hypervisor, &vm, spec)?;
     Ok(Made {
-        blocks: processors::blocks(black_box, spec.vcpus, &buses)?,
-        console: make_console(&spec.serial, serial, black_box, inbox)?,
-        fds: processors::make(hypervisor, &vm, spec)?,
+        watcher: watch::watcher(spec, &vm, &fds, ram, black_box)?,
+        blocks,
+        console,
+        fds,
         io_threads,
         legacy,
         block,

@@ -4,6 +4,7 @@
 mod build;
 mod processors;
 mod virtio;
+mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use crate::lifecycle::VmCommand;
 use crate::vcpu::exit::Buses;
 use crate::vcpu::{Command, VcpuHandle};
 use crate::vm::CommandError;
+use crate::watcher::Watcher;
 
 /// The first virtio device's interrupt; below are the PC's own.
 pub const FIRST_VIRTIO_GSI: u32 = 5;
@@ -38,6 +40,7 @@ pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     io_threads: Vec<IoThread>,
     console: Option<Console>,
+    watcher: Option<Watcher>,
     keyboard: Arc<I8042>,
     debug_exit: Arc<DebugExit>,
     pulse: Pulse,
@@ -153,7 +156,7 @@ impl Machine {
     }
 
     /// Stops everything: vCPUs, so that nobody asks devices for more; devices; the console, which
-    /// then has all output.
+    /// then has all output; the watcher, after its last samples.
     ///
     /// # Errors
     /// The names of the threads that missed the deadline. They are left behind, detached.
@@ -178,6 +181,10 @@ impl Machine {
         }
         if let Some(Err(error)) = self.console.take().map(|console| console.stop(until(end))) {
             late.push(error.to_string());
+        }
+        // Last, so that its last samples tell of all that was.
+        if let Some(Err(error)) = self.watcher.take().map(|watcher| watcher.stop(until(end))) {
+            late.push(error);
         }
         self.block
             .heartbeat

@@ -80,7 +80,11 @@ pub struct VcpuBlock {
     pub run_ns: Counter,
     /// Times that the thread was paused.
     pub pauses: Counter,
-    _pad: [u64; 2],
+    /// Time in pauses that have ended, and before the first start.
+    pub paused_ns: Counter,
+    _pad: [u64; 1],
+    /// Time inside KVM_RUN, by stay.
+    pub stay: Histogram,
     /// User exits by kind.
     pub exits: [ExitRow; EXIT_KINDS],
     /// Port and memory-mapped accesses by device.
@@ -128,6 +132,18 @@ unsafe impl Section for VcpuBlock {
             Unit::None,
             offset_of!(VcpuBlock, pauses),
             "Times that the vCPU was paused.",
+        ),
+        Field::counter(
+            "paused",
+            Unit::Nanoseconds,
+            offset_of!(VcpuBlock, paused_ns),
+            "Time in pauses that have ended, and before the start.",
+        ),
+        Field::histogram(
+            "stay",
+            Unit::Nanoseconds,
+            offset_of!(VcpuBlock, stay),
+            "Time inside KVM_RUN, from its call to the user exit.",
         ),
         Field::counter(
             "exits",

@@ -215,8 +215,13 @@ impl Vcpu<'_> {
 
     /// Waits for a command. The `vm` thread owns this wait: it ends when its channel does.
     fn paused(&mut self) -> State {
-        self.enter(Activity::Paused);
-        match self.inbox.recv() {
+        let since = self.clock.ticks();
+        let block = &self.parts.block;
+        block.heartbeat.enter(Activity::Paused, since);
+        let command = self.inbox.recv();
+        let now = self.clock.ticks();
+        block.paused_ns.add(self.clock.ns_between(since, now));
+        match command {
             Ok(Command::Resume) => State::Running,
             Ok(Command::Pause(number)) => {
                 self.report(ReportKind::Paused(number));
@@ -252,9 +257,6 @@ impl Vcpu<'_> {
         }
     }
 
-    /// One KVM_RUN and what it asks for. `resumed` is when the last handler ended; gives when this
-    /// one did.
-    #[inline]
     fn step(&mut self, resumed: Ticks) -> (Next, Ticks) {
         let VcpuParts {
             fd,
@@ -263,23 +265,7 @@ impl Vcpu<'_> {
             run_bytes,
             ..
         } = &mut self.parts;
-        block.heartbeat.enter(Activity::InGuest, resumed);
-        let failure = fd.run().err().map(kvm_ioctls::Error::errno);
-        let entered = self.clock.ticks();
-        block.run_ns.add(self.clock.ns_between(resumed, entered));
-        let exit = match failure {
-            None => kvm_run::exit(fd.get_kvm_run(), *run_bytes),
-            Some(libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
-            Some(libc::EFAULT) => Exit::Fatal {
-                kind: ExitKind::MemoryFault,
-                words: [0, 0, 0, libc::EFAULT as u64],
-            },
-            Some(errno) => Exit::Fatal {
-                kind: ExitKind::Other,
-                words: [0, 0, 0, errno.unsigned_abs().into()],
-            },
-        };
-        dispatch(exit, buses, block, self.clock, entered)
+        step(fd, *run_bytes, buses, block, self.clock, resumed)
     }
 
     /// Reads the commands that came while the guest ran, or before it was entered: a kick that was
@@ -333,6 +319,38 @@ impl Vcpu<'_> {
         self.report(kind);
         State::Paused
     }
+}
+
+/// One KVM_RUN and what it asks for. `resumed` is when the last handler ended; gives when this one
+/// did.
+#[inline]
+pub fn step(
+    fd: &mut VcpuFd,
+    run_bytes: usize,
+    buses: &Buses,
+    block: &VcpuBlock,
+    clock: Clock,
+    resumed: Ticks,
+) -> (Next, Ticks) {
+    block.heartbeat.enter(Activity::InGuest, resumed);
+    let failure = fd.run().err().map(kvm_ioctls::Error::errno);
+    let entered = clock.ticks();
+    let stay_ns = clock.ns_between(resumed, entered);
+    block.run_ns.add(stay_ns);
+    block.stay.record(stay_ns);
+    let exit = match failure {
+        None => kvm_run::exit(fd.get_kvm_run(), run_bytes),
+        Some(libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
+        Some(libc::EFAULT) => Exit::Fatal {
+            kind: ExitKind::MemoryFault,
+            words: [0, 0, 0, libc::EFAULT as u64],
+        },
+        Some(errno) => Exit::Fatal {
+            kind: ExitKind::Other,
+            words: [0, 0, 0, errno.unsigned_abs().into()],
+        },
+    };
+    dispatch(exit, buses, block, clock, entered)
 }
 
 fn describe_failure(vcpu: u8, kind: ExitKind, words: [u64; 4]) -> String {

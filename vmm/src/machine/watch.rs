@@ -1,0 +1,81 @@
+//! What the watcher of a machine looks at.
+
+use kvm_ioctls::{VcpuFd, VmFd};
+use memory::GuestRam;
+use observe::BlackBox;
+use observe::host::{HostSampler, MemorySampler, TaskSampler};
+
+use crate::spec::VmSpec;
+use crate::vm::LaunchError;
+use crate::watcher::kvm_table::KvmSampler;
+use crate::watcher::{Source, Watcher};
+
+/// The kernel cuts thread names at this many bytes (prctl(2), PR_SET_NAME).
+const THREAD_NAME_BYTES: usize = 15;
+
+/// Starts the watcher, with a source for all that it looks at. Threads first: the ledger relates
+/// what comes after to the moment at which they were looked at.
+///
+/// # Errors
+/// [`LaunchError`] when the black box is full or the host has no thread left.
+pub fn watcher(
+    spec: &VmSpec,
+    vm: &VmFd,
+    fds: &[VcpuFd],
+    ram: &GuestRam,
+    black_box: &mut BlackBox,
+) -> Result<Watcher, LaunchError> {
+    let block = black_box.section("thread/watcher", &[])?;
+    let mut tasks = TaskSampler::new(black_box, &threads(spec))?;
+    let mut of_vm = KvmSampler::of_vm(vm, black_box)?;
+    let mut of_vcpus = Vec::new();
+    for (index, fd) in fds.iter().enumerate() {
+        of_vcpus.extend(KvmSampler::of_vcpu(fd, index, black_box)?);
+    }
+    let mut host = HostSampler::new(black_box)?;
+    let mut memory = MemorySampler::new(black_box, &regions(ram))?;
+    let kvm = move || {
+        of_vm.iter_mut().for_each(KvmSampler::sample);
+        of_vcpus.iter_mut().for_each(KvmSampler::sample);
+    };
+    let source = |name, sample| Source { name, sample };
+    let sources = vec![
+        source("task", Box::new(move || tasks.sample())),
+        source("kvm", Box::new(kvm)),
+        source("host", Box::new(move || host.sample())),
+        source(
+            "memory",
+            Box::new(move || {
+                memory.sample();
+            }),
+        ),
+    ];
+    Watcher::spawn(block, sources).map_err(|source| LaunchError::Refused {
+        what: "the watcher thread",
+        source,
+    })
+}
+
+/// The names of the threads that a VM has, and of those that the process around it may have.
+fn threads(spec: &VmSpec) -> Vec<String> {
+    let fixed = ["vm", "watcher", "console", "api", "signals", "metrics"];
+    let vcpus = (0..spec.vcpus).map(|index| format!("vcpu-{index}"));
+    let drives = spec.drives.iter().map(|drive| &drive.id);
+    let devices = drives.chain(spec.networks.iter().map(|network| &network.id));
+    let devices = devices.map(|id| format!("io-{id}"));
+    let cut = |mut name: String| {
+        name.truncate(THREAD_NAME_BYTES);
+        name
+    };
+    let names = fixed.map(ToOwned::to_owned).into_iter();
+    names.chain(vcpus).chain(devices).map(cut).collect()
+}
+
+/// Guest memory, by where it begins in the guest.
+fn regions(ram: &GuestRam) -> Vec<(String, usize, usize)> {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    memory::backing::host_ranges(ram)
+        .into_iter()
+        .map(|(guest, bytes, host)| (format!("{guest:#x}"), size(host), size(bytes)))
+        .collect()
+}
