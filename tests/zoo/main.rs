@@ -6,6 +6,7 @@ mod harness;
 
 mod agreement;
 mod exactness;
+mod exit_path;
 mod hostile;
 mod lifecycle;
 

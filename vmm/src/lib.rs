@@ -25,6 +25,9 @@ pub mod host;
 mod hypervisor;
 pub mod lifecycle;
 mod machine;
+#[cfg(feature = "measure")]
+#[doc(hidden)]
+pub mod measure;
 mod sections;
 pub mod spec;
 pub mod validate;

@@ -1,6 +1,7 @@
 //! Benchmarks with a bound: each says how it measured, prints every run, and fails above the bound.
 
 mod boot;
+mod exits;
 mod pss;
 mod start;
 
@@ -26,6 +27,8 @@ pub enum Bench {
         #[arg(long, default_value_t = boot::BOUND)]
         bound: f64,
     },
+    /// What observing costs a user exit, on this machine
+    Exits,
     /// CPU time until the API answers, and memory beside the guest's
     Start {
         /// How often the start is measured
@@ -38,6 +41,7 @@ pub enum Bench {
 pub fn main(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Boot { runs, bound } => boot::main(*runs, *bound),
+        Bench::Exits => exits::main(),
         Bench::Start { runs } => start::main(*runs),
     }
 }

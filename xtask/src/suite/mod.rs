@@ -124,6 +124,7 @@ fn checks() -> Row {
         "clippy",
         "--workspace",
         "--all-targets",
+        "--all-features",
         "--",
         "-D",
         "warnings",
