@@ -3,8 +3,9 @@
 use std::io;
 use std::path::Path;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use memory::GuestRam;
 
 /// The only version of the KVM API that was ever stable (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
@@ -128,7 +129,7 @@ impl Hypervisor {
     /// # Errors
     /// [`HostError::NoHardware`] when the CPU (or an outer hypervisor) does not offer
     /// virtualisation.
-    pub fn create_vm(&self) -> Result<kvm_ioctls::VmFd, HostError> {
+    pub fn create_vm(&self) -> Result<VmFd, HostError> {
         loop {
             match self.kvm.create_vm() {
                 Ok(vm) => return Ok(vm),
@@ -160,6 +161,29 @@ impl Hypervisor {
         !(self.kvm.check_extension(Cap::TscDeadlineTimer)
             || self.kvm.check_extension(Cap::AdjustClock))
     }
+}
+
+/// Gives `ram` to the guest. Whoever calls this keeps `ram` longer than `vm`: their fields stand in
+/// that order.
+///
+/// # Errors
+/// [`HostError::Ioctl`].
+#[allow(unsafe_code)]
+pub fn give_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), HostError> {
+    for (slot, (guest, bytes, host)) in (0u32..).zip(memory::backing::host_ranges(ram)) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: guest,
+            memory_size: bytes,
+            userspace_addr: host,
+        };
+        // SAFETY: the range is a live mapping of guest memory, which the caller keeps longer than
+        // the VM descriptor; slots do not overlap.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(refused("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use devices::bus::{Bus, BusKind, Effect};
 use devices::legacy::{POST_PORT, PostCodes};
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::{Bytes, GuestAddress, GuestRam, MemorySpec};
 use observe::{BlackBox, Block, Clock, Meta};
 
-use crate::hypervisor::{HostError, Hypervisor, refused};
+use crate::hypervisor::{self, HostError, Hypervisor, refused};
 use crate::vcpu::counters::VcpuBlock;
 use crate::vcpu::exit::{Buses, Exit, Next, dispatch};
 use crate::vcpu::kvm_run;
@@ -156,7 +155,7 @@ impl Guest {
         let ram = memory::build(&spec).map_err(machine)?;
         ram.write_slice(&LOOP, GuestAddress(LOOP_AT))
             .map_err(machine)?;
-        give_memory(&vm, &ram)?;
+        hypervisor::give_memory(&vm, &ram)?;
         let fd = vm.create_vcpu(0).map_err(refused("KVM_CREATE_VCPU"))?;
         let mut special = fd.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
         special.cs.base = 0;
@@ -227,22 +226,4 @@ impl Guest {
             .get(row)
             .map_or(0, |row| row.count.value())
     }
-}
-
-#[allow(unsafe_code)]
-fn give_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), MeasureError> {
-    for (slot, (guest, bytes, host)) in (0u32..).zip(memory::backing::host_ranges(ram)) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: guest,
-            memory_size: bytes,
-            userspace_addr: host,
-        };
-        // SAFETY: the range is a live mapping of guest memory, which Guest keeps longer than the VM
-        // descriptor (field order); slots do not overlap.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(refused("KVM_SET_USER_MEMORY_REGION"))?;
-    }
-    Ok(())
 }

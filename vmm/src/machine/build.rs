@@ -9,7 +9,7 @@ use devices::legacy::{
     DEBUG_EXIT_BYTES, DEBUG_EXIT_PORT, DebugExit, I8042, I8042_BYTES, POST_PORT, POWER_BYTES,
     PostCodes, Power, SERIAL_BYTES, Serial,
 };
-use kvm_bindings::{kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::kvm_pit_config;
 use kvm_ioctls::VmFd;
 use memory::GuestRam;
 use memory::layout::KVM_TSS_BASE;
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::boot;
 use crate::driver::Message;
-use crate::hypervisor::{Hypervisor, refused};
+use crate::hypervisor::{self, Hypervisor, refused};
 use crate::spec::{SerialInput, SerialOutput, SerialSpec, VmSpec};
 use crate::vcpu::exit::Buses;
 use crate::vcpu::thread::panic_text;
@@ -161,7 +161,7 @@ fn make(
     inbox: &Sender<Message>,
 ) -> Result<Made, LaunchError> {
     let vm = hypervisor.create_vm()?;
-    give_memory(&vm, ram)?;
+    hypervisor::give_memory(&vm, ram)?;
     make_interrupt_controllers(hypervisor, &vm)?;
     let block = black_box.section("thread/vm", &[])?;
     let mut buses = Buses {
@@ -185,24 +185,6 @@ fn make(
         buses: Arc::new(buses),
         vm,
     })
-}
-
-#[allow(unsafe_code)]
-fn give_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), LaunchError> {
-    for (slot, (guest, bytes, host)) in (0u32..).zip(memory::backing::host_ranges(ram)) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: guest,
-            memory_size: bytes,
-            userspace_addr: host,
-        };
-        // SAFETY: the range is a live mapping of guest memory, which the machine keeps longer than
-        // the VM descriptor (field order of Machine); slots do not overlap.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(refused("KVM_SET_USER_MEMORY_REGION"))?;
-    }
-    Ok(())
 }
 
 fn make_interrupt_controllers(hypervisor: &Hypervisor, vm: &VmFd) -> Result<(), LaunchError> {

@@ -10,9 +10,6 @@ use crate::vm::LaunchError;
 use crate::watcher::kvm_table::KvmSampler;
 use crate::watcher::{Source, Watcher};
 
-/// The kernel cuts thread names at this many bytes (prctl(2), PR_SET_NAME).
-const THREAD_NAME_BYTES: usize = 15;
-
 /// Starts the watcher, with a source for all that it looks at. Threads first: the ledger relates
 /// what comes after to the moment at which they were looked at.
 ///
@@ -63,12 +60,8 @@ fn threads(spec: &VmSpec) -> Vec<String> {
     let drives = spec.drives.iter().map(|drive| &drive.id);
     let devices = drives.chain(spec.networks.iter().map(|network| &network.id));
     let devices = devices.map(|id| format!("io-{id}"));
-    let cut = |mut name: String| {
-        name.truncate(THREAD_NAME_BYTES);
-        name
-    };
     let names = fixed.map(ToOwned::to_owned).into_iter();
-    names.chain(vcpus).chain(devices).map(cut).collect()
+    names.chain(vcpus).chain(devices).collect()
 }
 
 /// Guest memory, by where it begins in the guest.
