@@ -289,6 +289,8 @@ impl Vcpu<'_> {
         // Tells the guest's watchdogs that it was stopped; a guest without kvm-clock refuses.
         let _ = self.parts.fd.kvmclock_ctrl();
         self.parts.block.pauses.inc();
+        // Before the report: who is told that the VM is paused shall see that its vCPUs are.
+        self.enter(Activity::Paused);
         self.report(ReportKind::Paused(number));
         State::Paused
     }
