@@ -1,5 +1,7 @@
 //! What clients are told of a real guest: the observation, the events, Firecracker's metrics.
 
+use std::io::{BufRead, BufReader, Read};
+
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
@@ -67,7 +69,7 @@ fn observation_events_and_metrics_tell_of_the_same_guest() {
 fn a_follower_hears_all_until_the_end() {
     let mut daemon = Daemon::new();
     let socket = daemon.scratch.path("api.sock");
-    let follower = std::process::Command::new("curl")
+    let mut follower = std::process::Command::new("curl")
         .args([
             "--silent",
             "--no-buffer",
@@ -80,11 +82,18 @@ fn a_follower_hears_all_until_the_end() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
+    // A guest is gone in milliseconds: it starts when the follower has heard of something.
+    let machine = json!({"vcpu_count": 1, "mem_size_mib": 128});
+    daemon.put("/machine-config", &machine);
+    let mut stream = BufReader::new(follower.stdout.take().unwrap());
+    let mut heard = String::new();
+    stream.read_line(&mut heard).unwrap();
     daemon.boot("print=ready poweroff");
     assert_eq!(daemon.finish().code(), Some(0), "{}", daemon.text("stderr"));
-    let output = follower.wait_with_output().unwrap();
-    assert!(output.status.success(), "the stream ends in order");
-    let told = lines(&String::from_utf8(output.stdout).unwrap());
+    stream.read_to_string(&mut heard).unwrap();
+    let status = follower.wait().unwrap();
+    assert!(status.success(), "the stream ends in order: {status}");
+    let told = lines(&heard);
     let numbers: Vec<_> = told
         .iter()
         .map(|event| event["number"].as_u64().unwrap())
