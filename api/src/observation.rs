@@ -127,7 +127,7 @@ impl Page<'_> {
         }
         // Tables without a row yet are there too.
         for field in self.section.fields() {
-            if !field.label.is_empty() {
+            if !field.label.is_empty() && !field.names_rows() {
                 object.insert(key(field), json!({}));
             }
         }

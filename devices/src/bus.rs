@@ -210,77 +210,28 @@ impl Bus {
         }
     }
 
-    /// The device at `address` and the row that counts it.
+    /// What lies at `address`: looked up once for an access and for the row that counts it.
     #[inline]
-    fn find(&self, address: u64) -> Option<&Range> {
+    pub fn at(&self, address: u64) -> Target<'_> {
         let after = self.ranges.partition_point(|r| r.base <= address);
-        let range = self.ranges.get(after.checked_sub(1)?)?;
-        (address < range.end).then_some(range)
-    }
-
-    /// The row of the device at `address`, or that of unclaimed addresses.
-    #[inline]
-    pub fn row_at(&self, address: u64) -> DeviceRow {
-        self.find(address)
-            .map_or(self.kind.rows().start as DeviceRow, |range| range.row)
+        let range = after.checked_sub(1).and_then(|at| self.ranges.get(at));
+        Target {
+            bus: self,
+            range: range.filter(|range| address < range.end),
+            address,
+        }
     }
 
     /// A guest read: fills `data`, with all ones where nobody answers.
+    #[inline]
     pub fn read(&self, address: u64, data: &mut [u8]) -> Access {
-        let Some(range) = self.find(address) else {
-            data.fill(0xFF);
-            return self.refuse(
-                self.row_at(address),
-                address,
-                data.len(),
-                "read",
-                Misuse::Register,
-            );
-        };
-        let inside = (data.len() as u64) <= range.end - address;
-        let answer = if inside {
-            range.device.read(address - range.base, data)
-        } else {
-            Err(Misuse::Width)
-        };
-        match answer {
-            Ok(()) => Access {
-                row: range.row,
-                effect: Effect::None,
-                misuse: None,
-            },
-            Err(misuse) => {
-                data.fill(0xFF);
-                self.refuse(range.row, address, data.len(), "read", misuse)
-            }
-        }
+        self.at(address).read(data)
     }
 
     /// A guest write.
+    #[inline]
     pub fn write(&self, address: u64, data: &[u8]) -> Access {
-        let Some(range) = self.find(address) else {
-            return self.refuse(
-                self.row_at(address),
-                address,
-                data.len(),
-                "write",
-                Misuse::Register,
-            );
-        };
-        let inside = (data.len() as u64) <= range.end - address;
-        let answer = if inside {
-            range.device.write(address - range.base, data)
-        } else {
-            Err(Misuse::Width)
-        };
-        match answer {
-            Ok(effect) => Access {
-                row: range.row,
-                effect,
-                misuse: None,
-            },
-            Err(misuse) => self.refuse(range.row, address, data.len(), "write", misuse),
-        }
+        self.at(address).write(data)
     }
 
     #[cold]
@@ -295,6 +246,71 @@ impl Bus {
             effect: Effect::None,
             misuse: Some(why),
         }
+    }
+}
+
+/// An address of a bus, and the device that it belongs to.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    bus: &'a Bus,
+    range: Option<&'a Range>,
+    address: u64,
+}
+
+impl Target<'_> {
+    /// The row of the device, or that of unclaimed addresses.
+    #[inline]
+    pub fn row(self) -> DeviceRow {
+        let unclaimed = self.bus.kind.rows().start as DeviceRow;
+        self.range.map_or(unclaimed, |range| range.row)
+    }
+
+    /// As [`Bus::read`].
+    #[inline]
+    pub fn read(self, data: &mut [u8]) -> Access {
+        let answer = match self.range {
+            Some(range) if data.len() as u64 <= range.end - self.address => {
+                range.device.read(self.address - range.base, data)
+            }
+            Some(_) => Err(Misuse::Width),
+            None => Err(Misuse::Register),
+        };
+        match answer {
+            Ok(()) => self.done(Effect::None),
+            Err(misuse) => {
+                data.fill(0xFF);
+                self.refuse(data.len(), "read", misuse)
+            }
+        }
+    }
+
+    /// As [`Bus::write`].
+    #[inline]
+    pub fn write(self, data: &[u8]) -> Access {
+        let answer = match self.range {
+            Some(range) if data.len() as u64 <= range.end - self.address => {
+                range.device.write(self.address - range.base, data)
+            }
+            Some(_) => Err(Misuse::Width),
+            None => Err(Misuse::Register),
+        };
+        match answer {
+            Ok(effect) => self.done(effect),
+            Err(misuse) => self.refuse(data.len(), "write", misuse),
+        }
+    }
+
+    #[inline]
+    fn done(self, effect: Effect) -> Access {
+        Access {
+            row: self.row(),
+            effect,
+            misuse: None,
+        }
+    }
+
+    fn refuse(self, width: usize, what: &str, why: Misuse) -> Access {
+        self.bus.refuse(self.row(), self.address, width, what, why)
     }
 }
 
@@ -345,7 +361,7 @@ mod tests {
         assert_eq!(bus().read(0x13, &mut data).misuse, Some(Misuse::Width));
         assert_eq!(data, [0xFF, 0xFF]);
         assert_eq!(bus().write(0x10, &[1, 2]).misuse, Some(Misuse::Width));
-        assert_eq!(bus().row_at(0x65), 0);
+        assert_eq!(bus().at(0x65).row(), 0);
     }
 
     #[test]

@@ -230,7 +230,7 @@ impl BlackBox {
     ) -> Result<Block<T>, BlackBoxError> {
         const { describe::check::<T>() };
         let bytes = size_of::<T>();
-        let offset = self.next_section;
+        let offset = self.next_section.next_multiple_of(align_of::<T>());
         let end = offset.saturating_add(bytes);
         let full = |need, free| BlackBoxError::Full {
             section: name.to_owned(),

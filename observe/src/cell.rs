@@ -76,10 +76,25 @@ impl Default for Histogram {
 }
 
 impl Histogram {
+    /// Where the sum lies: it can be a counter field of its own.
+    pub const SUM_OFFSET: usize = std::mem::offset_of!(Histogram, sum);
+
     /// Counts one observation of `value`.
     #[inline]
     pub fn record(&self, value: u64) {
+        self.record_sum(value);
+        self.record_bucket(value);
+    }
+
+    /// The first half of [`record`](Histogram::record), for who does the other a little later.
+    #[inline]
+    pub fn record_sum(&self, value: u64) {
         self.sum.add(value);
+    }
+
+    /// The second half of [`record`](Histogram::record).
+    #[inline]
+    pub fn record_bucket(&self, value: u64) {
         if value > self.max.value() {
             self.max.set(value);
         }

@@ -15,8 +15,9 @@ pub type Ticks = u64;
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     tsc: bool,
-    /// Nanoseconds a tick, as a 32.32 fixed-point number.
-    ns_per_tick: u64,
+    /// Nanoseconds a tick, as a 1.63 fixed-point number: the high half of a product with doubled
+    /// ticks is nanoseconds, and no shift waits for it.
+    rate: u64,
     base_ticks: Ticks,
     base_monotonic_ns: u64,
 }
@@ -39,24 +40,33 @@ impl Clock {
 
     fn calibrate() -> Clock {
         if !tsc_is_trusted() {
-            let now = monotonic_ns();
-            return Clock {
-                tsc: false,
-                ns_per_tick: 1 << 32,
-                base_ticks: now,
-                base_monotonic_ns: now,
-            };
+            return Clock::of_the_kernel();
         }
         let (base_ticks, base_monotonic_ns) = tsc_pair();
         std::thread::sleep(CALIBRATION);
         let (ticks, ns) = tsc_pair();
         let ns = u128::from(ns.saturating_sub(base_monotonic_ns));
         let ticks = u128::from(ticks.saturating_sub(base_ticks)).max(1);
+        // The 32.32 number that the black box tells, 31 bits further to the left.
+        match u64::try_from(((ns << 32) / ticks).max(1) << 31) {
+            Ok(rate) => Clock {
+                tsc: true,
+                rate,
+                base_ticks,
+                base_monotonic_ns,
+            },
+            // Slower than 500 MHz: no CPU that runs KVM, so no time-stamp counter that works.
+            Err(_) => Clock::of_the_kernel(),
+        }
+    }
+
+    fn of_the_kernel() -> Clock {
+        let now = monotonic_ns();
         Clock {
-            tsc: true,
-            ns_per_tick: u64::try_from((ns << 32) / ticks).unwrap_or(1 << 32).max(1),
-            base_ticks,
-            base_monotonic_ns,
+            tsc: false,
+            rate: 1 << 63,
+            base_ticks: now,
+            base_monotonic_ns: now,
         }
     }
 
@@ -72,13 +82,17 @@ impl Clock {
     /// The counter now.
     #[inline]
     pub fn ticks(&self) -> Ticks {
-        if self.tsc { read_tsc() } else { monotonic_ns() }
+        if self.tsc {
+            read_tsc()
+        } else {
+            ticks_of_the_kernel()
+        }
     }
 
-    /// A difference of ticks in nanoseconds.
+    /// A difference of ticks, below 2^63, in nanoseconds.
     #[inline]
     pub fn ns(&self, ticks: Ticks) -> u64 {
-        ((u128::from(ticks) * u128::from(self.ns_per_tick)) >> 32) as u64
+        ((u128::from(ticks.wrapping_shl(1)) * u128::from(self.rate)) >> 64) as u64
     }
 
     /// Nanoseconds from `start` to `end`; 0 if the counter went backwards between two CPUs.
@@ -101,7 +115,7 @@ impl Clock {
     /// Nanoseconds a tick (32.32 fixed point), the first reading and its `CLOCK_MONOTONIC` time:
     /// what a reader in another process needs to understand our ticks.
     pub fn anchor(&self) -> (u64, Ticks, u64) {
-        (self.ns_per_tick, self.base_ticks, self.base_monotonic_ns)
+        (self.rate >> 31, self.base_ticks, self.base_monotonic_ns)
     }
 }
 
@@ -140,6 +154,13 @@ fn read_tsc() -> u64 {
     // SAFETY: RDTSC has no memory operand and is not disabled for user space on any host that
     // passes `tsc_is_trusted` (prctl PR_SET_TSC is never used here).
     unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// Out of line, so that the path that trusts the counter is short.
+#[cold]
+#[inline(never)]
+fn ticks_of_the_kernel() -> Ticks {
+    monotonic_ns()
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds.

@@ -25,6 +25,7 @@ pub mod heartbeat;
 pub mod host;
 pub mod ledger;
 pub mod openmetrics;
+pub mod place;
 pub mod reader;
 pub mod schema;
 
@@ -33,4 +34,5 @@ pub use cell::{Counter, Gauge, Histogram};
 pub use clock::{Clock, Ticks};
 pub use flight::{FlightEvent, FlightRing};
 pub use heartbeat::{Activity, Heartbeat};
+pub use place::PlaceWord;
 pub use schema::{Field, FieldKind, Section, SectionKind, Unit};

@@ -134,6 +134,11 @@ impl Field {
         }
     }
 
+    /// Whether it is no value but the names of its table's rows: [`crate::PlaceWord`]s.
+    pub fn names_rows(&self) -> bool {
+        self.kind == FieldKind::Gauge && !self.label.is_empty() && self.name == self.label
+    }
+
     /// Bytes of one element.
     pub const fn element_bytes(&self) -> usize {
         match self.kind {

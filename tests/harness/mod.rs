@@ -205,6 +205,15 @@ impl Seen {
         }
     }
 
+    /// All rows of a column together.
+    pub fn total(&self, section: &str, field: &str) -> u64 {
+        let view = self.0.section(section).unwrap();
+        let rows = view
+            .row_names(field)
+            .map(|row| self.number(section, field, row));
+        rows.sum()
+    }
+
     /// User exits of vCPU 0 of this kind.
     pub fn exits(&self, reason: &str) -> u64 {
         self.number("vcpu/0", "exits", reason)

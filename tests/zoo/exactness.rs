@@ -44,6 +44,23 @@ fn mmio_reads_and_writes_are_counted_one_by_one() {
 }
 
 #[test]
+fn exits_are_counted_by_reason_and_address_one_by_one() {
+    let done = run(zoo(
+        "quiet pio_write=0x80:1234 pio_write=0x81:55 pio_read=0x80:7 mmio_read=0xd0009000:11 poweroff",
+    ));
+    let place = |name| done.seen.number("vcpu/0", "place_exits", name);
+    assert_eq!(place("io_out 0x80"), 1234);
+    assert_eq!(place("io_out 0x81"), 55);
+    assert_eq!(place("io_in 0x80"), 7);
+    assert_eq!(place("mmio_read 0xd0009000"), 11);
+    assert!(done.seen.number("vcpu/0", "place_handler", "io_out 0x80") > 0);
+    assert_eq!(
+        done.seen.total("vcpu/0", "place_exits"),
+        done.seen.total("vcpu/0", "exits")
+    );
+}
+
+#[test]
 fn accesses_that_no_device_claims_are_counted_as_misuse() {
     let done = run(zoo("quiet pio_write=0x9990:17 pio_read=0x9990:19 poweroff"));
     assert_eq!(done.seen.accesses("unclaimed-port"), (19, 17));

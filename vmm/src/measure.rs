@@ -12,7 +12,7 @@ use observe::{BlackBox, Block, Clock, Meta};
 
 use crate::hypervisor::{self, HostError, Hypervisor, refused};
 use crate::vcpu::counters::VcpuBlock;
-use crate::vcpu::exit::{Buses, Exit, Next, dispatch};
+use crate::vcpu::exit::{Buses, Exit, Next, Stay, dispatch};
 use crate::vcpu::kvm_run;
 use crate::vcpu::thread::step;
 
@@ -83,17 +83,17 @@ impl Path {
         let mut resumed = clock.ticks();
         for number in 0..exits {
             block.heartbeat.enter(observe::Activity::InGuest, resumed);
-            let entered = clock.ticks();
-            let stay_ns = clock.ns_between(resumed, entered);
-            block.run_ns.add(stay_ns);
-            block.stay.record(stay_ns);
+            let stay = Stay {
+                from: resumed,
+                to: clock.ticks(),
+            };
             let data = std::hint::black_box([number as u8]);
             let exit = Exit::IoOut {
                 port: POST_PORT,
                 width: 1,
                 data: &data,
             };
-            let (next, left) = dispatch(exit, &self.buses, block, clock, entered);
+            let (next, left) = dispatch(exit, &self.buses, block, clock, stay);
             std::hint::black_box(next);
             resumed = left;
         }

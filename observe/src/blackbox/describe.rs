@@ -2,15 +2,15 @@
 
 use std::fmt::Write;
 
-use super::layout::SECTION_ALIGN;
+use super::layout::MOST_ALIGN;
 use crate::schema::{Field, Section};
 
 /// Checks a section type when it is compiled: a field outside its struct, or a name that would
 /// break the directory, does not build.
 pub(super) const fn check<T: Section>() {
     assert!(
-        align_of::<T>() <= SECTION_ALIGN,
-        "a section is aligned beyond 128 bytes"
+        align_of::<T>() <= MOST_ALIGN,
+        "a section is aligned beyond a page"
     );
     assert!(
         is_name(T::KIND),

@@ -7,12 +7,14 @@ pub const MAGIC: [u8; 8] = *b"VITRBBOX";
 /// Readers refuse another major version.
 pub const MAJOR: u32 = 1;
 /// Readers accept any minor version.
-pub const MINOR: u32 = 0;
+pub const MINOR: u32 = 1;
 /// Bytes before the directory.
 pub const HEADER_BYTES: usize = 4096;
 /// Sections begin at multiples of this, so that two owners never share a cache line (nor the pair
 /// of lines that the adjacent-line prefetcher fetches together).
 pub(crate) const SECTION_ALIGN: usize = 128;
+/// A section may ask for more, up to a page, which is what the mapping itself begins at.
+pub(crate) const MOST_ALIGN: usize = 4096;
 /// `pulse_check` is this, XOR `pulse_ticks`, XOR `pulse_monotonic_ns`: a pair that was read while
 /// it was written does not pass for one.
 pub(crate) const PULSE_CHECK: u64 = u64::from_le_bytes(*b"VITPULSE");

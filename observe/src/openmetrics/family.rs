@@ -56,6 +56,9 @@ impl Family {
 
 /// The families that `field` of sections of `kind` gives, with their labels besides `vm`.
 pub fn families(kind: &str, instance: &[&str], field: &Field) -> Vec<Family> {
+    if field.names_rows() {
+        return Vec::new();
+    }
     let mut families = of_field(kind, field.name, field.kind, field.unit, field.help);
     for (i, family) in families.iter_mut().enumerate() {
         let labels = instance.iter().chain([&field.label]);

@@ -35,12 +35,27 @@ pub struct FieldView {
     pub(super) stride: usize,
 }
 
+impl FieldView {
+    /// Whether it is no value but the names of its table's rows.
+    pub fn names_rows(&self) -> bool {
+        self.kind == FieldKind::Gauge && !self.label.is_empty() && self.name == self.label
+    }
+}
+
 /// A kind of section.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kind {
     pub name: String,
     pub instance: Vec<String>,
     pub fields: Vec<FieldView>,
+}
+
+impl Kind {
+    /// Whether the rows of the tables with that label carry their own names.
+    pub fn names_rows_of(&self, label: &str) -> bool {
+        let mut fields = self.fields.iter();
+        fields.any(|field| field.names_rows() && field.label == label)
+    }
 }
 
 /// Where one section lies.

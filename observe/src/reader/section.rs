@@ -7,6 +7,7 @@ use super::directory::{Entry, FieldView, Kind};
 use super::source::{Source, read, word};
 use super::value::{FlightView, HeartbeatView, HistogramView, Value};
 use super::{MAX_ROWS, MAX_SECTION_BYTES};
+use crate::place::PlaceWord;
 use crate::schema::FieldKind;
 
 /// What may still be read, of all sections together.
@@ -58,9 +59,11 @@ impl SectionView {
     }
 
     /// Everything that it holds: field, row name (empty for a lone field) and value. Rows without
-    /// a name and what was cut off are left out.
+    /// a name, columns of names and what was cut off are left out.
     pub fn values(&self) -> impl Iterator<Item = (&FieldView, &str, Value)> {
-        self.kind.fields.iter().flat_map(move |field| {
+        let fields = self.kind.fields.iter();
+        let fields = fields.filter(|field| !field.names_rows());
+        fields.flat_map(move |field| {
             self.rows(field).filter_map(move |(row, name)| {
                 let offset = element(field, row)?;
                 Some((field, name, self.value_at(field, offset)?))
@@ -140,6 +143,23 @@ impl SectionView {
         name.filter(|name| !name.is_empty())
     }
 
+    /// Gives their names to the rows that carry them: tables of which a gauge column is called as
+    /// their label is. The names take of the budget what they would take in the directory.
+    fn name_rows(&mut self) {
+        let reasons = self.labels.iter().find(|(label, _)| label == "reason");
+        let reasons = reasons.map_or(Vec::new(), |(_, names)| names.clone());
+        for field in self.kind.fields.iter().filter(|field| field.names_rows()) {
+            let name = |row| {
+                let word = word(&self.bytes, element(field, row)?)?;
+                PlaceWord(word).name(&reasons)
+            };
+            let names = (0..field.count).map(|row| name(row).unwrap_or_default());
+            let names: Vec<String> = names.collect();
+            self.labels.retain(|(label, _)| *label != field.label);
+            self.labels.push((field.label.clone(), names));
+        }
+    }
+
     /// Row numbers and names: the one nameless row of a lone field, the named ones of a column.
     fn rows(&self, field: &FieldView) -> impl Iterator<Item = (usize, &str)> {
         let lone = field.label.is_empty();
@@ -185,7 +205,11 @@ impl SectionView {
                 FieldKind::Histogram | FieldKind::Heartbeat => 16,
                 FieldKind::FlightRing => 64,
             };
-            sum.saturating_add(self.rows(field).count().saturating_mul(weight))
+            let rows = match self.kind.names_rows_of(&field.label) {
+                true => field.count,
+                false => self.rows(field).count(),
+            };
+            sum.saturating_add(rows.saturating_mul(weight))
         })
     }
 }
@@ -233,6 +257,7 @@ pub(super) fn load<S: Source>(
     }
     section.bytes = read(source, entry.offset, entry.bytes)?;
     section.truncated = section.bytes.len() < entry.bytes;
+    section.name_rows();
     for (offset, at, before) in before {
         let after = word(&read(source, at, 8)?, 0);
         if let (Some(before), Some(after)) = (before, after) {

@@ -2,6 +2,7 @@
 
 use std::mem::offset_of;
 
+use super::places::{PLACES, PlaceRow, Places};
 use devices::bus::{AccessCounters, DEVICE_ROWS};
 use observe::{Counter, Field, FieldKind, FlightRing, Heartbeat, Histogram, Section, Unit};
 
@@ -40,6 +41,13 @@ pub enum ExitKind {
     Other = 13,
 }
 
+impl ExitKind {
+    /// Whether it is an access to a port or to MMIO.
+    pub const fn is_access(self) -> bool {
+        self as u8 <= ExitKind::MmioWrite as u8
+    }
+}
+
 /// Rows of the exit table.
 pub const EXIT_KINDS: usize = 14;
 
@@ -63,7 +71,7 @@ pub const EXIT_NAMES: [&str; EXIT_KINDS] = [
 
 /// One kind of exit.
 #[derive(Debug, Default)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct ExitRow {
     /// How many.
     pub count: Counter,
@@ -71,27 +79,36 @@ pub struct ExitRow {
     pub handler: Histogram,
 }
 
-/// The block of one vCPU.
-#[repr(C)]
+/// The block of one vCPU. An exit writes to three of its pages: what every exit writes is on the
+/// first, then come the ring's, then the rows by reason. Each page is a TLB entry that the guest
+/// and KVM have pushed out since the last exit.
+#[repr(C, align(4096))]
 pub struct VcpuBlock {
-    /// What the thread does now.
-    pub heartbeat: Heartbeat,
-    /// Time inside KVM_RUN.
-    pub run_ns: Counter,
+    /// Port and memory-mapped accesses by device.
+    pub devices: [AccessCounters; DEVICE_ROWS],
+    /// Time inside KVM_RUN, by stay. Its sum is the field `run`.
+    pub stay: Histogram,
     /// Times that the thread was paused.
     pub pauses: Counter,
     /// Time in pauses that have ended, and before the first start.
     pub paused_ns: Counter,
-    _pad: [u64; 1],
-    /// Time inside KVM_RUN, by stay.
-    pub stay: Histogram,
-    /// User exits by kind.
-    pub exits: [ExitRow; EXIT_KINDS],
-    /// Port and memory-mapped accesses by device.
-    pub devices: [AccessCounters; DEVICE_ROWS],
+    _pad: [u64; 12],
+    /// What the thread does now.
+    pub heartbeat: Heartbeat,
+    _pad2: [u64; 4],
     /// The last exits.
     pub flight: FlightRing,
+    /// User exits by kind.
+    pub exits: [ExitRow; EXIT_KINDS],
+    /// User exits by reason and address.
+    pub places: Places,
 }
+
+const _: () = {
+    assert!(offset_of!(VcpuBlock, heartbeat) % 64 == 0);
+    assert!(offset_of!(VcpuBlock, flight) % 64 == 0);
+    assert!(offset_of!(VcpuBlock, flight) + 64 <= 4096);
+};
 
 /// A column of the device table.
 const fn access(name: &'static str, unit: Unit, column: usize, help: &'static str) -> Field {
@@ -100,6 +117,24 @@ const fn access(name: &'static str, unit: Unit, column: usize, help: &'static st
         size_of::<AccessCounters>(),
         "device",
     )
+}
+
+/// A column of the table of addresses.
+const fn place(
+    name: &'static str,
+    kind: FieldKind,
+    unit: Unit,
+    column: usize,
+    help: &'static str,
+) -> Field {
+    Field::lone(
+        name,
+        kind,
+        unit,
+        offset_of!(VcpuBlock, places) + column,
+        help,
+    )
+    .column(PLACES, size_of::<PlaceRow>(), "place")
 }
 
 const EXITS: usize = offset_of!(VcpuBlock, exits);
@@ -124,7 +159,7 @@ unsafe impl Section for VcpuBlock {
         Field::counter(
             "run",
             Unit::Nanoseconds,
-            offset_of!(VcpuBlock, run_ns),
+            offset_of!(VcpuBlock, stay) + Histogram::SUM_OFFSET,
             "Time inside KVM_RUN: guest, exits that KVM handles itself, and halted.",
         ),
         Field::counter(
@@ -182,6 +217,27 @@ unsafe impl Section for VcpuBlock {
             Unit::Nanoseconds,
             HANDLER,
             "Time in the device's handler.",
+        ),
+        place(
+            "place",
+            FieldKind::Gauge,
+            Unit::None,
+            offset_of!(PlaceRow, place),
+            "Which reason and address a row counts.",
+        ),
+        place(
+            "place_exits",
+            FieldKind::Counter,
+            Unit::None,
+            offset_of!(PlaceRow, exits),
+            "User exits by reason and address.",
+        ),
+        place(
+            "place_handler",
+            FieldKind::Counter,
+            Unit::Nanoseconds,
+            offset_of!(PlaceRow, handler_ns),
+            "Time in the VMM by reason and address.",
         ),
         Field::lone(
             "flight",

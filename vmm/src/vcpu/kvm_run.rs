@@ -15,7 +15,8 @@ use super::exit::Exit;
 /// The exit that `run` describes. `mapped` is the size of the whole kvm_run mapping, which the
 /// port data lies in.
 #[allow(unsafe_code)]
-#[inline]
+#[allow(clippy::inline_always)] // a part of the vCPU's loop, as dispatch is
+#[inline(always)]
 pub fn exit(run: &mut kvm_run, mapped: usize) -> Exit<'_> {
     match run.exit_reason {
         KVM_EXIT_IO => io(run, mapped),
@@ -78,11 +79,14 @@ pub fn exit(run: &mut kvm_run, mapped: usize) -> Exit<'_> {
     }
 }
 
+#[cold]
 fn fatal<'a>(kind: ExitKind, words: [u64; 4]) -> Exit<'a> {
     Exit::Fatal { kind, words }
 }
 
 #[allow(unsafe_code)]
+#[allow(clippy::inline_always)] // as exit
+#[inline(always)]
 fn io(run: &mut kvm_run, mapped: usize) -> Exit<'_> {
     // SAFETY: the caller saw KVM_EXIT_IO, so the io member is the valid one.
     let io = unsafe { run.__bindgen_anon_1.io };

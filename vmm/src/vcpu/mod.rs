@@ -8,6 +8,7 @@ pub mod counters;
 pub mod exit;
 pub mod kick;
 pub mod kvm_run;
+pub mod places;
 pub mod thread;
 
 pub use thread::{Command, Report, ReportKind, VcpuHandle, VcpuParts};

@@ -12,7 +12,7 @@ use kvm_ioctls::VcpuFd;
 use observe::{Activity, Block, Clock, Ticks};
 
 use super::counters::{ExitKind, VcpuBlock};
-use super::exit::{Buses, Exit, Next, ResetCause, dispatch};
+use super::exit::{Buses, Exit, Failure, Next, ResetCause, Stay, dispatch};
 use super::kick::{self, Kicker};
 use super::kvm_run;
 
@@ -249,8 +249,8 @@ impl Vcpu<'_> {
                 },
                 Next::Reset(cause) => return self.leave(ReportKind::Reset(cause)),
                 Next::PowerOff => return self.leave(ReportKind::PowerOff),
-                Next::Fail { kind, words } => {
-                    let text = describe_failure(self.index(), kind, words);
+                Next::Fail(failure) => {
+                    let text = describe_failure(self.index(), &failure);
                     return self.leave(ReportKind::Failed(text));
                 }
             }
@@ -308,8 +308,8 @@ impl Vcpu<'_> {
                 Next::Resume => {}
                 Next::Reset(cause) => return Err(self.leave(ReportKind::Reset(cause))),
                 Next::PowerOff => return Err(self.leave(ReportKind::PowerOff)),
-                Next::Fail { kind, words } => {
-                    let text = describe_failure(self.index(), kind, words);
+                Next::Fail(failure) => {
+                    let text = describe_failure(self.index(), &failure);
                     return Err(self.leave(ReportKind::Failed(text)));
                 }
             }
@@ -336,28 +336,34 @@ pub fn step(
 ) -> (Next, Ticks) {
     block.heartbeat.enter(Activity::InGuest, resumed);
     let failure = fd.run().err().map(kvm_ioctls::Error::errno);
-    let entered = clock.ticks();
-    let stay_ns = clock.ns_between(resumed, entered);
-    block.run_ns.add(stay_ns);
-    block.stay.record(stay_ns);
+    let stay = Stay {
+        from: resumed,
+        to: clock.ticks(),
+    };
     let exit = match failure {
         None => kvm_run::exit(fd.get_kvm_run(), run_bytes),
-        Some(libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
-        Some(libc::EFAULT) => Exit::Fatal {
-            kind: ExitKind::MemoryFault,
-            words: [0, 0, 0, libc::EFAULT as u64],
-        },
-        Some(errno) => Exit::Fatal {
-            kind: ExitKind::Other,
-            words: [0, 0, 0, errno.unsigned_abs().into()],
-        },
+        Some(errno) => refused(errno),
     };
-    dispatch(exit, buses, block, clock, entered)
+    dispatch(exit, buses, block, clock, stay)
 }
 
-fn describe_failure(vcpu: u8, kind: ExitKind, words: [u64; 4]) -> String {
-    let [first, second, third, errno] = words;
-    match kind {
+/// What an error of KVM_RUN is.
+#[cold]
+fn refused(errno: i32) -> Exit<'static> {
+    let (kind, errno) = match errno {
+        libc::EINTR | libc::EAGAIN => return Exit::Interrupted,
+        libc::EFAULT => (ExitKind::MemoryFault, libc::EFAULT),
+        errno => (ExitKind::Other, errno),
+    };
+    Exit::Fatal {
+        kind,
+        words: [0, 0, 0, errno.unsigned_abs().into()],
+    }
+}
+
+fn describe_failure(vcpu: u8, failure: &Failure) -> String {
+    let [first, second, third, errno] = failure.words;
+    match failure.kind {
         ExitKind::FailEntry => format!(
             "vcpu {vcpu}: the CPU refused to enter the guest (KVM_EXIT_FAIL_ENTRY, hardware reason \
              {first:#x} on host CPU {second}): its state is invalid"

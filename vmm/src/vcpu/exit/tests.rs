@@ -47,7 +47,8 @@ fn setup() -> (Buses, Block<VcpuBlock>) {
 
 fn run(exit: Exit<'_>, buses: &Buses, block: &VcpuBlock) -> Next {
     let clock = Clock::process();
-    dispatch(exit, buses, block, clock, clock.ticks()).0
+    let now = clock.ticks();
+    dispatch(exit, buses, block, clock, Stay { from: now, to: now }).0
 }
 
 #[test]
@@ -176,9 +177,6 @@ fn what_ends_the_guest_is_told() {
     };
     assert!(matches!(
         run(fatal, &buses, &block),
-        Next::Fail {
-            kind: ExitKind::InternalError,
-            ..
-        }
+        Next::Fail(failure) if failure.kind == ExitKind::InternalError
     ));
 }
