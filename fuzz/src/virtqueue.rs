@@ -72,6 +72,13 @@ pub fn run(bytes: &[u8]) {
         }
         device.queue.deactivate();
         assert_eq!(device.queue.in_flight(), 0);
+        assert_eq!(device.queue.seen.oldest_since.value(), 0);
+        let seen = &device.queue.seen;
+        let told = seen.kick_to_pop.count() + seen.kicks_suppressed.value();
+        assert!(told <= seen.requests.value());
+        assert_eq!(seen.service.count(), seen.completions.value());
+        assert_eq!(seen.done_to_interrupt.count(), seen.interrupts.value());
+        assert!(seen.interrupt_to_reclaim.count() <= seen.interrupts.value());
     });
 }
 
@@ -157,13 +164,25 @@ impl Device<'_> {
             }
             10 => {
                 self.queue.kicked(u64::from(value));
-                self.queue.kick_was_lost();
+                self.queue.look_around();
+                if value & 1 == 1 {
+                    self.queue.resumed();
+                }
             }
             11 => self.copy(value),
             12 => self.guest_writes(value),
             _ => self.restart(value),
         }
-        assert!(self.queue.in_flight() <= self.layout.size);
+        self.check();
+    }
+
+    /// No number grows beyond the queue, and the oldest request is there when one is.
+    fn check(&self) {
+        let (in_flight, seen) = (self.queue.in_flight(), &self.queue.seen);
+        assert!(in_flight <= self.layout.size);
+        assert_eq!(seen.in_flight.value(), u64::from(in_flight));
+        assert_eq!(seen.oldest_since.value() == 0, in_flight == 0);
+        assert!(seen.unread_completions.value() <= u64::from(self.layout.size));
     }
 
     fn hold(&mut self, chain: Chain, taken: bool) {

@@ -259,7 +259,7 @@ fn open_reader(black_box: &BlackBox) -> Result<Reader, LaunchError> {
 fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
     const FIXED: usize = (256 << 10) + observe::host::section_bytes();
     const EACH_VCPU: usize = 68 << 10;
-    const EACH_QUEUE: usize = 32 << 10;
+    const EACH_QUEUE: usize = 48 << 10;
     let queues = spec.drives.len() + 2 * spec.networks.len();
     let bytes = FIXED + usize::from(spec.vcpus) * EACH_VCPU + queues * EACH_QUEUE;
     let meta = Meta {

@@ -59,8 +59,35 @@ pub struct QueueBlock {
     pub size: Gauge,
     /// The number of the last [`super::queue::QueueError`].
     pub broken_reason: Gauge,
-    /// From taking a request to giving it back.
+    /// From pop to done: from taking a request to giving it back.
     pub service: Histogram,
+    /// From kick to pop. A kick carries no time, so it begins when the I/O thread first turned to
+    /// the device after its epoll woke; how long the thread took to wake is in the scheduler's run
+    /// delay. One sample for each request that was in the ring when the kick was read, and was
+    /// taken in the turns that the kick began: the first of them are at 0 if nothing came between,
+    /// those behind waited for those before.
+    pub kick_to_pop: Histogram,
+    /// From done to interrupt. One sample for each interrupt: how long the oldest of the requests
+    /// that share it had been given back when it was sent.
+    pub done_to_interrupt: Histogram,
+    /// From an interrupt until the guest was seen to have taken back what it announced: with
+    /// EVENT_IDX, the driver moved `used_event` on to the used index of the interrupt or past it;
+    /// without, it made new buffers available. Or it made more buffers available than it could
+    /// otherwise have. It is looked for at kicks, at interrupts and in the look-around, so a
+    /// sample is an upper bound. One interrupt at a time is followed, so it is a sample of them.
+    /// One that the first look-around finds taken back gives none: nobody knows when it was.
+    pub interrupt_to_reclaim: Histogram,
+    /// Since when the oldest request in flight is; 0 if none is.
+    pub oldest_since: Gauge,
+    /// Requests taken before a kick for them was read: the device was at work and needed none.
+    /// Those that activation, a resume or a lost kick brought are not among them.
+    pub kicks_suppressed: Counter,
+    /// Completions that the guest is not known to have taken back, at the last look-around: those
+    /// beyond the driver's `used_event`, at most the queue's size. 0 without EVENT_IDX, for then
+    /// nothing tells.
+    pub unread_completions: Gauge,
+    /// When the last interrupt for completions was sent; 0 if none was.
+    pub last_interrupt_at: Gauge,
 }
 
 // SAFETY: repr(C), cells only.
@@ -90,6 +117,13 @@ unsafe impl Section for QueueBlock {
         Field::gauge("size", Unit::None, offset_of!(QueueBlock, size), "Descriptors of the queue; 0 while it is not set up."),
         Field::gauge("broken_reason", Unit::None, offset_of!(QueueBlock, broken_reason), "Number of the last fault of the ring; 0 if there was none."),
         Field::histogram("service", Unit::Nanoseconds, offset_of!(QueueBlock, service), "From taking a request to giving it back."),
+        Field::histogram("kick_to_pop", Unit::Nanoseconds, offset_of!(QueueBlock, kick_to_pop), "From turning to the device for a kick to taking a request that was there then."),
+        Field::histogram("done_to_interrupt", Unit::Nanoseconds, offset_of!(QueueBlock, done_to_interrupt), "From giving back the oldest request that an interrupt announces to sending it."),
+        Field::histogram("interrupt_to_reclaim", Unit::Nanoseconds, offset_of!(QueueBlock, interrupt_to_reclaim), "From an interrupt until the guest was seen to have taken back what it announced, at most; a sample."),
+        Field::gauge("oldest_since", Unit::Ticks, offset_of!(QueueBlock, oldest_since), "Since when the oldest request in flight is; 0 if none is."),
+        Field::counter("kicks_suppressed", Unit::None, offset_of!(QueueBlock, kicks_suppressed), "Requests taken without a kick, because the device was at work and needed none."),
+        Field::gauge("unread_completions", Unit::None, offset_of!(QueueBlock, unread_completions), "Completions that the guest is not known to have taken back; 0 if nothing tells."),
+        Field::gauge("last_interrupt_at", Unit::Ticks, offset_of!(QueueBlock, last_interrupt_at), "When the last interrupt for completions was sent; 0 if none was."),
     ];
 }
 
@@ -127,6 +161,9 @@ pub struct DeviceBlock {
     pub operations: [OperationCounters; MAX_OPERATIONS],
     /// By cause.
     pub drops: [Counter; MAX_DROP_CAUSES],
+    /// By kind: from taking the request to giving it back. Pages of kinds that never come are
+    /// never touched.
+    pub latency: [Histogram; MAX_OPERATIONS],
 }
 
 const OPERATION_STRIDE: usize = size_of::<OperationCounters>();
@@ -154,6 +191,7 @@ unsafe impl Section for DeviceBlock {
         operation("operation", Unit::Bytes, offset_of!(OperationCounters, bytes), "Payload of the operations."),
         operation("operation_service", Unit::Nanoseconds, offset_of!(OperationCounters, service_ns), "From taking the requests to giving them back."),
         Field::counter("drops", Unit::None, offset_of!(DeviceBlock, drops), "Work lost, by cause.").column(MAX_DROP_CAUSES, 8, "cause"),
+        Field::histogram("operation_latency", Unit::Nanoseconds, offset_of!(DeviceBlock, latency), "From taking a request to giving it back.").column(MAX_OPERATIONS, size_of::<Histogram>(), "operation"),
     ];
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use observe::Ticks;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::counters::Flight;
@@ -55,6 +56,9 @@ pub(crate) struct DeviceLoop {
     witness: Arc<Witness>,
     active: bool,
     paused: bool,
+    /// The round of the thread's loop, and when the thread turned to the device in it.
+    round: Option<u64>,
+    noticed: Ticks,
     /// Queues that want a turn without a kick.
     waiting: Vec<bool>,
     /// Who is told when this round is done.
@@ -90,6 +94,8 @@ impl DeviceLoop {
             witness,
             active: false,
             paused: false,
+            round: None,
+            noticed: 0,
         }
     }
 
@@ -115,6 +121,9 @@ impl DeviceLoop {
             Control::Resume { done } => {
                 self.paused = false;
                 self.waiting.fill(true);
+                for queue in &mut self.queues {
+                    queue.resumed();
+                }
                 self.witness.life(Flight::Resume, 0);
                 self.confirm.push(done);
             }
@@ -148,7 +157,7 @@ impl DeviceLoop {
         self.device.reset();
         for (queue, kick) in self.queues.iter_mut().zip(&self.kicks) {
             if let Ok(kicks) = kick.read() {
-                queue.kicked(kicks);
+                queue.kicked(kicks, self.noticed);
             }
             queue.deactivate();
         }
@@ -167,19 +176,21 @@ impl DeviceLoop {
         };
         // Nothing to read: a reset drained it first.
         if let Ok(kicks) = kick.read() {
-            queue.kicked(kicks);
+            queue.kicked(kicks, self.noticed);
             self.serve(index);
         }
     }
 
-    /// Looks for kicks that never came, and serves their queues in the next round.
-    pub fn look_for_lost_kicks(&mut self) {
+    /// Looks at queues that may have been idle, and serves those whose kick never came in the next
+    /// round. Called about once a second.
+    pub fn look_around(&mut self) {
         if !self.serving() {
             return;
         }
+        let now = self.witness.clock.ticks();
         let mut lost = false;
         for (queue, waiting) in self.queues.iter_mut().zip(&mut self.waiting) {
-            if queue.kick_was_lost() {
+            if queue.look_around(now) {
                 (*waiting, lost) = (true, true);
             }
         }
@@ -251,6 +262,10 @@ impl MutEventSubscriber for DeviceLoop {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         let now = self.witness.enter();
+        let round = Some(self.witness.thread.loops.value());
+        if self.round != round {
+            (self.round, self.noticed) = (round, now);
+        }
         for queue in &mut self.queues {
             queue.begin_turn(now);
         }

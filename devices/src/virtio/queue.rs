@@ -20,24 +20,27 @@
 )]
 
 mod error;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod harness;
+mod in_flight;
+mod notify;
 mod report;
 mod ring;
+mod stages;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use memory::GuestRam;
 use observe::{Block, Ticks};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 pub use self::error::QueueError;
+use self::in_flight::InFlight;
 pub use self::ring::{Chain, QueueLayout};
-use self::ring::{interrupt_is_wanted, pop, put_unseen, validated};
+use self::ring::{pop, put_unseen, reach, validated};
+use self::stages::{Came, Stages};
 use super::counters::QueueBlock;
 use super::device::F_EVENT_IDX;
-use super::link::Interrupt;
 use super::witness::{Done, Witness};
 
 /// Requests in one turn at most; another turn follows after the thread's other work.
@@ -57,7 +60,8 @@ pub struct QueueRunner {
     broken: Option<QueueError>,
     /// Counts activations, so that a chain of a former one is recognised.
     epoch: u32,
-    in_flight: u16,
+    in_flight: InFlight,
+    stages: Stages,
     suppressed: bool,
     now: Ticks,
     turn_began: Ticks,
@@ -89,7 +93,8 @@ impl QueueRunner {
             ring: None,
             broken: None,
             epoch: 0,
-            in_flight: 0,
+            in_flight: InFlight::new(max_size),
+            stages: Stages::default(),
             suppressed: false,
             now: 0,
             turn_began: 0,
@@ -115,6 +120,9 @@ impl QueueRunner {
         let mut ring = validated(layout, self.max_size, &self.ram)?;
         ring.set_event_idx(features & F_EVENT_IDX != 0);
         ring.set_ready(true);
+        if let Some(reach) = reach(&ring, &self.ram) {
+            self.stages.known(reach.avail);
+        }
         self.ring = Some(ring);
         self.block.size.set(u64::from(layout.size));
         Ok(())
@@ -124,11 +132,12 @@ impl QueueRunner {
     pub(crate) fn deactivate(&mut self) {
         self.epoch = self.epoch.wrapping_add(1);
         (self.ring, self.broken, self.unsignalled, self.suspect) = (None, None, None, None);
-        (self.in_flight, self.signalled) = (0, 0);
+        (self.stages, self.signalled) = (Stages::default(), 0);
+        self.in_flight.clear();
         (self.suppressed, self.again) = (false, false);
         self.block.size.set(0);
-        self.block.in_flight.set(0);
-        self.block.in_flight_since.set(0);
+        self.show_in_flight();
+        self.block.unread_completions.set(0);
         self.block.starved_since.set(0);
     }
 
@@ -234,23 +243,28 @@ impl QueueRunner {
     pub fn reject(&mut self, chain: Chain) {
         let head = chain.head;
         if chain.counted && chain.epoch == self.epoch {
-            self.leave_flight();
+            self.leave_flight(&chain);
         }
         self.recycle(chain);
         self.fail(QueueError::TooSmall(head));
     }
 
-    fn leave_flight(&mut self) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.block.in_flight.set(u64::from(self.in_flight));
-        if self.in_flight == 0 {
+    fn leave_flight(&mut self, chain: &Chain) {
+        self.in_flight.leave(chain.place);
+        self.show_in_flight();
+    }
+
+    fn show_in_flight(&self) {
+        self.block.in_flight.set(u64::from(self.in_flight.count()));
+        self.block.oldest_since.set(self.in_flight.oldest());
+        if self.in_flight.count() == 0 {
             self.block.in_flight_since.set(0);
         }
     }
 
     fn count_completion(&mut self, chain: &Chain, done: &Done) {
         let ns = self.witness.clock.ns_between(chain.taken, self.now);
-        self.leave_flight();
+        self.leave_flight(chain);
         self.block.completions.inc();
         self.block.bytes_read.add(chain.readable_bytes as u64);
         self.block.bytes_written.add(u64::from(done.written));
@@ -271,35 +285,10 @@ impl QueueRunner {
         }
         let again = std::mem::take(&mut self.again) && self.broken.is_none();
         self.block.yields.add(u64::from(again));
+        if !again {
+            self.stages.turns_are_over();
+        }
         again
-    }
-
-    /// Counts what was read from the kick's eventfd; `false` when the ring has nothing new.
-    pub(crate) fn kicked(&mut self, kicks: u64) {
-        self.block.kicks.add(kicks);
-        self.suspect = None;
-        let new = self.ring.as_ref().is_some_and(|ring| self.pending(ring));
-        self.block.spurious_kicks.add(u64::from(!new));
-        self.witness.kicked(self.index, kicks, self.now);
-    }
-
-    fn pending(&self, ring: &Queue) -> bool {
-        ring.avail_idx(&*self.ram, Ordering::Acquire)
-            .is_ok_and(|index| index.0 != ring.next_avail())
-    }
-
-    /// Looks for a kick that never came: buffers in the ring at two looks in a row, at the same
-    /// place, while kicks were asked for. Counts it; the caller then serves the queue.
-    pub(crate) fn kick_was_lost(&mut self) -> bool {
-        let waiting = self
-            .ring
-            .as_ref()
-            .filter(|ring| !self.suppressed && self.broken.is_none() && self.pending(ring))
-            .map(QueueT::next_avail);
-        let lost = waiting.is_some() && waiting == self.suspect;
-        self.suspect = if lost { None } else { waiting };
-        self.block.lost_kicks.add(u64::from(lost));
-        lost
     }
 
     fn turn_is_over(&self) -> bool {
@@ -311,10 +300,15 @@ impl QueueRunner {
             return;
         }
         (chain.counted, chain.taken) = (true, self.now);
-        self.in_flight = self.in_flight.saturating_add(1);
+        chain.place = self.in_flight.enter(self.now);
         self.block.requests.inc();
-        self.block.in_flight.set(u64::from(self.in_flight));
-        if self.in_flight == 1 {
+        match chain.came {
+            Came::Kicked(ns) => self.block.kick_to_pop.record(ns),
+            Came::Unasked => self.block.kicks_suppressed.inc(),
+            Came::Otherwise => {}
+        }
+        self.show_in_flight();
+        if self.in_flight.count() == 1 {
             self.block.in_flight_since.set(self.now);
         }
     }
@@ -327,37 +321,6 @@ impl QueueRunner {
         }
     }
 
-    fn suppress_kicks(&mut self, suppress: bool) {
-        if suppress != self.suppressed
-            && let Some(ring) = self.ring.as_mut()
-        {
-            self.suppressed = suppress;
-            if suppress && ring.disable_notification(&*self.ram).is_err() {
-                self.fail(QueueError::UsedRing);
-            }
-        }
-    }
-
-    /// Asks for kicks; true when the ring has something already.
-    fn want_kicks(&mut self) -> bool {
-        self.suppressed = false;
-        if self.broken.is_some() {
-            return false;
-        }
-        let more = self
-            .ring
-            .as_mut()
-            .map(|ring| ring.enable_notification(&*self.ram));
-        match more {
-            Some(Ok(more)) => more,
-            Some(Err(_)) => {
-                self.fail(QueueError::UsedRing);
-                false
-            }
-            None => false,
-        }
-    }
-
     fn pop(&mut self) -> Option<Chain> {
         if self.broken.is_some() {
             return None;
@@ -365,33 +328,20 @@ impl QueueRunner {
         let ring = self.ring.as_mut()?;
         let mut chain = self.spare.pop().unwrap_or_else(|| Chain::new(&self.ram));
         (chain.epoch, chain.counted) = (self.epoch, false);
-        let popped = pop(ring, &self.ram, self.in_flight, &mut chain);
+        let (position, size, now) = (ring.next_avail(), ring.size(), self.now);
+        let popped = pop(ring, &self.ram, self.in_flight.count(), &mut chain);
         match popped {
-            Ok(true) => return Some(chain),
+            Ok(true) => {
+                let clock = &self.witness.clock;
+                let since = |at| clock.ns_between(at, now);
+                chain.came = self.stages.came(position, size, since);
+                return Some(chain);
+            }
             Ok(false) => {}
             Err(error) => self.fail(error),
         }
         self.recycle(chain);
         None
-    }
-
-    /// Interrupts the guest for the completions since the last call, if its driver wants that.
-    fn signal(&mut self) {
-        if self.unsignalled.take().is_none() {
-            return;
-        }
-        let Some(ring) = self.ring.as_ref() else {
-            return;
-        };
-        let old = std::mem::replace(&mut self.signalled, ring.next_used());
-        match interrupt_is_wanted(ring, &self.ram, old) {
-            Ok(true) => {
-                self.block.interrupts.inc();
-                self.witness.link.interrupt.trigger(Interrupt::Queue);
-            }
-            Ok(false) => self.block.interrupts_suppressed.inc(),
-            Err(error) => self.fail(error),
-        }
     }
 }
 

@@ -71,6 +71,9 @@ impl Witness {
             row.bytes.add(done.payload);
             row.service_ns.add(ns);
         }
+        if let Some(latency) = self.device.latency.get(usize::from(done.operation)) {
+            latency.record(ns);
+        }
         self.flight(Flight::Done, done.operation, done.payload, ns, now);
     }
 

@@ -15,7 +15,8 @@ use crate::virtio::counters::ThreadBlock;
 use crate::virtio::device_loop::DeviceLoop;
 use crate::virtio::link::DeviceLink;
 
-/// How often the thread looks for lost kicks.
+/// How often the thread looks at its devices' queues, kicked or not: for lost kicks, and for what
+/// the guest has taken back.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the owner tells the thread.
@@ -106,18 +107,18 @@ impl Rounds {
                     Message::Stop => return Ok(()),
                 }
             }
-            self.look_for_lost_kicks();
+            self.look_around();
         }
     }
 
-    fn look_for_lost_kicks(&mut self) {
+    fn look_around(&mut self) {
         if self.looked.elapsed() < LOOK_EVERY {
             return;
         }
         self.looked = Instant::now();
         for id in &self.devices {
             if let Ok(Subscriber::Device(device)) = self.manager.subscriber_mut(*id) {
-                device.look_for_lost_kicks();
+                device.look_around();
             }
         }
     }

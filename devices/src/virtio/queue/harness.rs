@@ -1,13 +1,14 @@
-//! A queue without its I/O thread, for fuzz targets: whoever holds it takes the turns itself.
+//! A queue without its I/O thread, for tests and fuzz targets: whoever holds it takes the turns
+//! itself.
 
 use std::io;
 use std::sync::Arc;
 
 use memory::GuestRam;
-use observe::{BlackBox, BlackBoxError, Clock, Gauge, Meta};
+use observe::{BlackBox, BlackBoxError, Block, Clock, Gauge, Meta, Ticks};
 
 use super::{QueueError, QueueLayout, QueueRunner};
-use crate::virtio::counters::DeviceCounters;
+use crate::virtio::counters::{DeviceCounters, QueueBlock};
 use crate::virtio::device::{ConfigSpace, DeviceProfile};
 use crate::virtio::link::DeviceLink;
 use crate::virtio::witness::Witness;
@@ -27,6 +28,8 @@ pub enum HarnessError {
 pub struct LoneQueue {
     /// What a device sees.
     pub runner: QueueRunner,
+    /// What is counted.
+    pub seen: Arc<Block<QueueBlock>>,
     clock: Clock,
     _black_box: BlackBox,
 }
@@ -52,7 +55,7 @@ impl LoneQueue {
         };
         let mut black_box = BlackBox::anonymous(1 << 20, &meta)?;
         let counters = DeviceCounters::place(&mut black_box, &profile)?;
-        let block = Arc::new(black_box.section("queue/fuzz/lone", &[])?);
+        let seen: Arc<Block<QueueBlock>> = Arc::new(black_box.section("queue/fuzz/lone", &[])?);
         let clock = Clock::process();
         let link = DeviceLink::new(profile.name, profile.config)?;
         let witness = Witness {
@@ -66,7 +69,8 @@ impl LoneQueue {
             told_at: Gauge::default(),
         };
         Ok(LoneQueue {
-            runner: QueueRunner::new(0, max_size, ram, block, Arc::new(witness)),
+            runner: QueueRunner::new(0, max_size, ram, Arc::clone(&seen), Arc::new(witness)),
+            seen,
             clock,
             _black_box: black_box,
         })
@@ -95,18 +99,28 @@ impl LoneQueue {
         self.runner.end_turn()
     }
 
-    /// The driver kicked.
+    /// The driver kicked, and the thread notices now.
     pub fn kicked(&mut self, kicks: u64) {
-        self.runner.kicked(kicks);
+        self.kicked_at(kicks, self.runner.now);
     }
 
-    /// The thread looks for a kick that never came.
-    pub fn kick_was_lost(&mut self) -> bool {
-        self.runner.kick_was_lost()
+    /// The driver kicked, and the thread noticed at `noticed`.
+    pub fn kicked_at(&mut self, kicks: u64, noticed: Ticks) {
+        self.runner.kicked(kicks, noticed);
+    }
+
+    /// The thread looks at a queue that may be idle; true when a kick never came.
+    pub fn look_around(&mut self) -> bool {
+        self.runner.look_around(self.clock.ticks())
+    }
+
+    /// The device goes on after a pause.
+    pub fn resumed(&mut self) {
+        self.runner.resumed();
     }
 
     /// Requests that the device works on.
     pub fn in_flight(&self) -> u16 {
-        self.runner.in_flight
+        self.runner.in_flight.count()
     }
 }

@@ -18,6 +18,8 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
 use super::QueueError;
+use super::in_flight::NOWHERE;
+use super::stages::{Came, Reach};
 use crate::virtio::vectors::{GuestVectors, VectorError};
 
 /// Descriptors in a chain at most. The specification says the queue's size; indirect tables of
@@ -45,6 +47,9 @@ pub struct Chain {
     pub(super) epoch: u32,
     pub(super) counted: bool,
     pub(super) taken: Ticks,
+    /// Where it is among the requests in flight.
+    pub(super) place: u16,
+    pub(super) came: Came,
     pub(super) readable_bytes: usize,
     /// What the device may read.
     pub readable: GuestVectors,
@@ -60,6 +65,8 @@ impl Chain {
             epoch: 0,
             counted: false,
             taken: 0,
+            place: NOWHERE,
+            came: Came::Otherwise,
             readable_bytes: 0,
             readable: GuestVectors::new(Arc::clone(ram)),
             writable: GuestVectors::new(Arc::clone(ram)),
@@ -179,17 +186,35 @@ pub(super) fn interrupt_is_wanted(
 ) -> Result<bool, QueueError> {
     // The used index must be out before the driver's wish is read: it looks the other way round.
     fence(Ordering::SeqCst);
+    let word = driver_word(ring, ram).ok_or(QueueError::UsedRing)?;
+    let new = ring.next_used();
+    Ok(match ring.event_idx_enabled() {
+        true => new.wrapping_sub(word).wrapping_sub(1) < new.wrapping_sub(old),
+        false => u32::from(word) & VRING_AVAIL_F_NO_INTERRUPT == 0,
+    })
+}
+
+/// The available ring's `used_event` with EVENT_IDX, its flags without.
+fn driver_word(ring: &Queue, ram: &GuestRam) -> Option<u16> {
     let place = match ring.event_idx_enabled() {
         true => u64::from(ring.size()).saturating_mul(2).saturating_add(4),
         false => 0,
     };
-    let word: u16 = GuestAddress(ring.avail_ring())
+    GuestAddress(ring.avail_ring())
         .checked_add(place)
         .and_then(|at| ram.load(at, Ordering::Relaxed).ok())
-        .ok_or(QueueError::UsedRing)?;
-    let (word, new) = (u16::from_le(word), ring.next_used());
-    Ok(match ring.event_idx_enabled() {
-        true => new.wrapping_sub(word).wrapping_sub(1) < new.wrapping_sub(old),
-        false => u32::from(word) & VRING_AVAIL_F_NO_INTERRUPT == 0,
+        .map(u16::from_le)
+}
+
+/// What the guest's side of the ring shows now.
+pub(super) fn reach(ring: &Queue, ram: &GuestRam) -> Option<Reach> {
+    let used_event = match ring.event_idx_enabled() {
+        true => Some(driver_word(ring, ram)?),
+        false => None,
+    };
+    let avail = ring.avail_idx(ram, Ordering::Acquire).ok()?;
+    Some(Reach {
+        avail: avail.0,
+        used_event,
     })
 }

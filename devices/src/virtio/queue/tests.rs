@@ -1,3 +1,4 @@
+use super::ring::interrupt_is_wanted;
 use super::*;
 use memory::{Bytes, GuestAddress};
 use proptest::prelude::*;
