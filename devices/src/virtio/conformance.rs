@@ -26,6 +26,8 @@ struct Subject {
     _folder: tempdir::Folder,
 }
 
+mod stages;
+
 mod tempdir {
     //! A folder that is gone when the test is over.
     use std::path::PathBuf;
@@ -135,6 +137,7 @@ impl Subject {
         let seen = self.seen();
         wait_for("an idle queue", || seen.in_flight.value() == 0);
         assert_eq!(seen.in_flight_since.value(), 0);
+        assert_eq!(seen.oldest_since.value(), 0);
     }
 }
 
@@ -350,6 +353,8 @@ fn a_lost_kick_is_found_counted_and_made_good() {
         subject.driver.wait_used(subject.queue, 1);
         assert_eq!(subject.seen().lost_kicks.value(), 1);
         assert_eq!(subject.seen().kicks.value(), 0);
+        assert_eq!(subject.seen().kick_to_pop.count(), 0);
+        assert_eq!(subject.seen().kicks_suppressed.value(), 0);
     });
 }
 
@@ -379,6 +384,7 @@ fn break_ring(what: &str, break_it: impl Fn(&mut Driver, usize)) {
         assert_eq!(seen.broken.value(), 1, "{what}: {event:?}");
         assert_ne!(seen.broken_reason.value(), 0);
         assert_eq!(seen.in_flight.value(), 0);
+        assert_eq!(seen.oldest_since.value(), 0);
         assert_eq!(subject.driver.seen.device.needs_reset.value(), 1);
 
         bystander.send(1);

@@ -157,3 +157,11 @@ impl QueueRunner {
         self.witness.link.interrupt.trigger(Interrupt::Queue);
     }
 }
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+mod tests;
