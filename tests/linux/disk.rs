@@ -6,7 +6,7 @@ use std::process::Command;
 
 use vmm::Outcome;
 
-use crate::harness::{Guest, Scratch, drive, image};
+use crate::harness::{Guest, Scratch, Seen, drive, image};
 use crate::{PATIENCE, VERSIONS, linux, told};
 
 fn md5(path: &Path) -> String {
@@ -63,7 +63,41 @@ echo ROOT=$(awk '$2==\"/\"{print $1 \",\" $3}' /proc/mounts | tail -1)
         assert_eq!(queue("requests"), queue("completions"));
         assert_eq!(queue("in_flight"), 0);
         assert!(done.seen.number("device/rootfs", "operations", "flush") > 0);
+        stages_fit_together(&done.seen, version);
     }
+}
+
+/// That each stage of the requests of the drive `rootfs` was counted, and none too often.
+fn stages_fit_together(seen: &Seen, version: &str) {
+    let queue = |field| seen.number("queue/rootfs/0", field, "");
+    let device = |field, row| seen.number("device/rootfs", field, row);
+    assert_eq!(queue("service"), queue("completions"), "{version}");
+    // What lay in the ring at activation, or when a kick was lost, came without one.
+    let (kicked, unasked) = (queue("kick_to_pop"), queue("kicks_suppressed"));
+    let otherwise = queue("requests").checked_sub(kicked + unasked);
+    let most = 1 + 256 * queue("lost_kicks");
+    assert!(
+        otherwise.is_some_and(|count| count <= most),
+        "{version}: {otherwise:?}"
+    );
+    assert!(kicked > 0, "{version}");
+    assert!(queue("interrupts") > 0, "{version}");
+    assert_eq!(queue("done_to_interrupt"), queue("interrupts"), "{version}");
+    let reclaimed = queue("interrupt_to_reclaim");
+    assert!(
+        (1..=queue("interrupts")).contains(&reclaimed),
+        "{version}: {reclaimed}"
+    );
+    assert_eq!(queue("oldest_since"), 0);
+    assert_ne!(queue("last_interrupt_at"), 0);
+    assert!(queue("unread_completions") <= 256);
+    let mut operations = 0;
+    for row in ["read", "write", "flush", "get_id", "unsupported"] {
+        let count = device("operation_latency", row);
+        assert_eq!(count, device("operations", row), "{version}: {row}");
+        operations += count;
+    }
+    assert_eq!(operations, queue("completions"), "{version}");
 }
 
 #[test]

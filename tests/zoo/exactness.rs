@@ -99,7 +99,14 @@ fn requests_completions_and_their_kicks_are_counted_one_by_one() {
         (queue("kicks"), queue("requests"), queue("completions")),
         (64, 64, 64)
     );
-    assert_eq!(queue("in_flight"), 0);
+    assert_eq!((queue("in_flight"), queue("oldest_since")), (0, 0));
+    assert_eq!(queue("service"), 64);
+    // The first may have been there at activation already.
+    let announced = queue("kick_to_pop") + queue("kicks_suppressed");
+    assert!((63..=64).contains(&announced), "{announced}");
+    assert_eq!(queue("done_to_interrupt"), queue("interrupts"));
+    let latency = |row| done.seen.number("device/disk", "operation_latency", row);
+    assert_eq!((latency("read"), latency("write")), (64, 0));
     let words = 64 * 512 / 8u64;
     let sum: u64 = (0..words).map(|i| 5 + i).sum();
     assert!(
