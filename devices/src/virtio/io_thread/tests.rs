@@ -1,6 +1,6 @@
 use super::*;
 use crate::virtio::device::{ConfigSpace, DeviceProfile, TRANSPORT_FEATURES};
-use crate::virtio::mock_driver::{DATA, Machine, wait_for};
+use crate::virtio::mock_driver::{DATA, Driver, Machine, wait_for};
 use crate::virtio::{DeviceEventKind, Done};
 use observe::Activity;
 
@@ -21,7 +21,7 @@ impl VirtioDevice for Rogue {
             device_type: 42,
             name: "rogue".into(),
             features: TRANSPORT_FEATURES,
-            queue_max_sizes: vec![16],
+            queue_max_sizes: vec![16; 3],
             config: Arc::new(ConfigSpace::new(&[])),
             operations: &["only"],
             drop_causes: &[],
@@ -125,4 +125,31 @@ fn a_thread_that_ends_leaves_no_descriptor_behind() {
     }
     // Other tests open files meanwhile; a leak would add at least three in every round.
     assert!(counts[19] < counts[0] + 40, "{counts:?}");
+}
+
+#[test]
+fn a_kick_waits_from_when_the_thread_woke_while_others_are_served() {
+    const LONG: Duration = Duration::from_millis(50);
+    let from = Instant::now();
+    let mut machine = Machine::new();
+    let mut driver = machine.attach(Rogue(Vice::Sleep(LONG)), 0x1_0000);
+    driver.start_plain(0);
+    driver.settle(&machine.thread);
+    let requests = |driver: &Driver| driver.seen.queues[0].requests.value();
+    for queue in 0..3 {
+        driver.add(queue, &[(DATA, 1, true)]);
+        driver.kick(queue);
+        // The kicks of the others come while the thread is busy, so it finds both at once.
+        wait_for("the first request", || requests(&driver) == 1);
+    }
+    for queue in 0..3 {
+        driver.wait_used(queue, 1);
+    }
+    driver.settle(&machine.thread);
+    let waited = |queue: usize| &driver.seen.queues[queue].kick_to_pop;
+    assert!((0..3).all(|queue| waited(queue).count() == 1));
+    let most = waited(1).max().max(waited(2).max());
+    assert!(u128::from(most) >= LONG.as_nanos());
+    assert!(u128::from(most) < from.elapsed().as_nanos());
+    machine.thread.stop(Duration::from_secs(5)).unwrap();
 }
