@@ -324,9 +324,11 @@ fn without_event_idx_the_drivers_flag_is_heeded() {
 
 #[test]
 fn more_requests_than_a_turn_are_all_served_after_one_kick() {
-    each(|_, mut subject| {
+    each(|machine, mut subject| {
         subject.driver.queues[subject.queue].size = 256;
         subject.driver.start_plain(0);
+        // Activation serves what is there; only the kick is to.
+        subject.driver.settle(&machine.thread);
         let parts = subject.request.len();
         let count = 252 / parts;
         subject.send(count);
@@ -337,7 +339,10 @@ fn more_requests_than_a_turn_are_all_served_after_one_kick() {
             subject.drain();
         }
         subject.quiet();
-        wait_for("a yield", || subject.seen().yields.value() >= 1);
+        // A full socket ends turns too, so an interface may never come to the end of one.
+        if subject._other.is_none() {
+            wait_for("a yield", || subject.seen().yields.value() >= 1);
+        }
         assert_eq!(subject.seen().kicks.value(), 1);
     });
 }
