@@ -6,9 +6,16 @@ mod check;
 mod crash;
 mod daemon;
 mod identity;
+mod list;
+mod output;
+mod peer;
+mod report;
 mod run;
+mod screen;
 mod signals;
 mod supervise;
+mod target;
+mod top;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -17,6 +24,8 @@ use clap::Parser;
 
 use args::{Cli, SubCommand};
 
+/// All is well.
+const FINE: u8 = 0;
 /// The VM failed.
 const FAILED: u8 = 1;
 /// Bad usage or configuration.
@@ -53,16 +62,19 @@ pub fn main() -> ExitCode {
     crash::install();
     let cli = Cli::parse();
     let done = match cli.command {
-        Some(SubCommand::Run(arguments)) => run::run(*arguments),
-        Some(SubCommand::Check) => check::check(),
+        Some(SubCommand::Run(arguments)) => run::run(*arguments).map(|()| FINE),
+        Some(SubCommand::Check) => check::check().map(|()| FINE),
+        Some(SubCommand::List(arguments)) => list::list(arguments).map(|()| FINE),
+        Some(SubCommand::Report(arguments)) => report::report(&arguments),
+        Some(SubCommand::Top(arguments)) => top::top(&arguments),
         None if cli.daemon.version => {
             identity::print_version();
-            Ok(())
+            Ok(FINE)
         }
-        None => daemon::daemon(cli.daemon),
+        None => daemon::daemon(cli.daemon).map(|()| FINE),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => ExitCode::from(status),
         Err(failure) => {
             print_chain(&*failure.error);
             ExitCode::from(failure.status)
@@ -72,6 +84,9 @@ pub fn main() -> ExitCode {
 
 /// The error and all its causes, on one line, each said once.
 fn print_chain(error: &dyn Error) {
-    let text = api::machine::MachineError::new(error);
-    eprintln!("vitrine: {text}");
+    eprintln!("vitrine: {}", chain(error));
+}
+
+fn chain(error: &dyn Error) -> String {
+    api::machine::MachineError::new(error).to_string()
 }

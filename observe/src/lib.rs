@@ -27,6 +27,7 @@ pub mod ledger;
 pub mod openmetrics;
 pub mod place;
 pub mod reader;
+pub mod report;
 pub mod schema;
 
 pub use blackbox::{BlackBox, BlackBoxError, Block, End, Meta, Pulse};

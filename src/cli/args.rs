@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use api::http::DEFAULT_MAX_BODY_BYTES;
 use api::wire::LevelWire;
@@ -17,8 +18,45 @@ Examples:
       boot a guest on this terminal
   vitrine check
       say whether this host can run guests
+  vitrine list
+      say which VMs run on this host, and which failed or died
+  vitrine report vm1
+      tell all that is known of a VM, alive or dead
+  vitrine top vm1
+      show what a VM does, every second
 
 Exit status: 0 fine, 1 the VM failed, 2 bad usage or configuration.";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  vitrine list
+  vitrine list --all --dir /run/vitrine
+
+A VM is running; ended (cleanly, its black box kept by --keep-blackbox: shown with --all);
+failed; or dead, which is killed or crashed without a clean end.
+
+Exit status: 0 fine, 2 bad usage.";
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  vitrine report vm1
+      of the VM of that id
+  vitrine report /tmp/vm.sock
+      of the VM behind an API socket, also when it answers nobody
+  vitrine report /run/vitrine/vm1.blackbox -o vm1.html
+      of a black box, as one HTML page
+
+Exit status: 0 fine, 1 the VM failed or died, 2 bad usage.";
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  vitrine top vm1
+  vitrine top /tmp/vm.sock --interval 5
+  vitrine top vm1 --count 3 > three-seconds.txt
+
+Ctrl-C ends it. When standard output is no terminal, one block follows the other.
+
+Exit status: 0 fine, 1 the VM failed or died, 2 bad usage.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -47,6 +85,60 @@ pub enum SubCommand {
     Run(Box<RunArgs>),
     /// Say whether this host can run guests, and what would hold it back
     Check,
+    /// List the VMs of this host: running, failed or dead
+    List(ListArgs),
+    /// Tell all that is known of a VM, alive or dead
+    Report(ReportArgs),
+    /// Show what a VM does, again and again
+    Top(TopArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = LIST_EXAMPLES)]
+pub struct ListArgs {
+    /// Show VMs that ended cleanly, too
+    #[arg(long)]
+    pub all: bool,
+    /// Folder of black boxes [default: $XDG_RUNTIME_DIR/vitrine or /run/vitrine]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = REPORT_EXAMPLES)]
+pub struct ReportArgs {
+    /// A black box file, a VM's id, or an API socket
+    #[arg(value_name = "X")]
+    pub target: PathBuf,
+    /// How many of the last events to show
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    pub events: usize,
+    /// All of KVM's statistics, and what is 0, too
+    #[arg(long)]
+    pub all: bool,
+    /// Write to this file; a name that ends in .html gets an HTML page
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = TOP_EXAMPLES)]
+pub struct TopArgs {
+    /// A black box file, a VM's id, or an API socket
+    #[arg(value_name = "X")]
+    pub target: PathBuf,
+    /// Seconds from one screen to the next, 0.1 to 3600
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
+    pub interval: Duration,
+    /// End after so many screens
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|s| (0.1..=3600.0).contains(s));
+    let seconds: f64 = seconds.ok_or("give seconds from 0.1 to 3600, such as 2 or 0.5")?;
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// The daemon's flags: Firecracker's, then Vitrine's own.
@@ -221,15 +313,19 @@ pub struct RunArgs {
 }
 
 fn parse_id(text: &str) -> Result<String, String> {
-    let valid = (1..=64).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-    if valid {
+    if is_id(text) {
         Ok(text.to_owned())
     } else {
         Err("give 1 to 64 letters, digits, - and _".to_owned())
     }
+}
+
+/// Whether a VM may have this id.
+pub fn is_id(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
 #[cfg(test)]
@@ -263,5 +359,14 @@ mod tests {
         );
         assert!(Cli::try_parse_from(["vitrine", "--id", "a/b"]).is_err());
         assert!(Cli::try_parse_from(["vitrine", "--no-api"]).is_err());
+    }
+
+    #[test]
+    fn an_interval_is_a_time_that_can_be_waited_for() {
+        assert_eq!(parse_interval("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_interval("3600"), Ok(Duration::from_secs(3600)));
+        for wrong in ["0", "-1", "nan", "inf", "1e9", "", "1s"] {
+            assert!(parse_interval(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -42,7 +42,8 @@ pub fn spec(name: &str, arguments: BlackBoxArgs) -> BlackBoxSpec {
     }
 }
 
-fn default_folder() -> PathBuf {
+/// Where black boxes lie that were given no place.
+pub fn default_folder() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
     runtime
         .map_or_else(|| PathBuf::from("/run"), |path| Path::new(&path).to_owned())

@@ -3,6 +3,8 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::ptr;
+use std::time::{Duration, Instant};
 
 /// Signals that are held back and waited for.
 pub struct Signals(libc::sigset_t);
@@ -22,6 +24,27 @@ impl Signals {
             libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
             libc::signal(libc::SIGPIPE, libc::SIG_IGN);
             Signals(set.assume_init())
+        }
+    }
+
+    /// Waits for a signal, for so long at most; gives its number.
+    pub fn wait(&self, within: Duration) -> Option<i32> {
+        let end = Instant::now() + within;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let time = libc::timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            // SAFETY: a set that was initialised; what is known of the signal is not asked for.
+            let signal =
+                unsafe { libc::sigtimedwait(&raw const self.0, ptr::null_mut(), &raw const time) };
+            // Interrupted: the process was stopped and goes on.
+            let is_interrupted =
+                signal < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+            if !is_interrupted {
+                return (signal > 0).then_some(signal);
+            }
         }
     }
 

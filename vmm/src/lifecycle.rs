@@ -65,6 +65,23 @@ impl VmCommand {
             VmCommand::Stop => "stop",
         }
     }
+
+    /// The words by number, for the heartbeat of the thread that carries them out.
+    pub fn names() -> Vec<String> {
+        let all = [
+            VmCommand::Pause,
+            VmCommand::Resume,
+            VmCommand::CtrlAltDel,
+            VmCommand::Stop,
+        ];
+        let mut names = vec![String::new(); all.len() + 1];
+        for command in all {
+            if let Some(name) = names.get_mut(command as usize) {
+                command.word().clone_into(name);
+            }
+        }
+        names
+    }
 }
 
 /// What becomes of a command in a state.

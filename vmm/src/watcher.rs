@@ -69,7 +69,8 @@ impl Watcher {
     }
 }
 
-fn main(block: &Block<ThreadBlock>, mut sources: Vec<Source>, inbox: &Receiver<()>) {
+fn main(block: &Block<ThreadBlock>, sources: Vec<Source>, inbox: &Receiver<()>) {
+    let mut sources: Vec<Option<Source>> = sources.into_iter().map(Some).collect();
     let clock = Clock::process();
     block.heartbeat.claim();
     loop {
@@ -85,20 +86,22 @@ fn main(block: &Block<ThreadBlock>, mut sources: Vec<Source>, inbox: &Receiver<(
 
 /// One sample of each source. One that panics is left out from then on: what it knew stays, and the
 /// VM goes on.
-fn sample(block: &Block<ThreadBlock>, sources: &mut Vec<Source>, clock: Clock) {
+fn sample(block: &Block<ThreadBlock>, sources: &mut [Option<Source>], clock: Clock) {
     block.loops.inc();
-    let mut number = 0;
-    sources.retain_mut(|source| {
-        number += 1;
+    // The numbers have names in the black box, so that each source keeps its own.
+    for (place, number) in sources.iter_mut().zip(1..) {
+        let Some(source) = place else {
+            continue;
+        };
         let heartbeat = &block.heartbeat;
         heartbeat.set(Activity::Blocked, number, 0, 0, clock.ticks());
         let outcome = catch_unwind(AssertUnwindSafe(|| (source.sample)()));
         if let Err(panic) = &outcome {
             let text = panic_text(panic.as_ref());
             tracing::error!("the watcher's source {} panicked: {text}", source.name);
+            *place = None;
         }
-        outcome.is_ok()
-    });
+    }
 }
 
 #[cfg(test)]

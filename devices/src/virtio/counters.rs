@@ -11,6 +11,7 @@ use observe::{
 };
 
 use super::device::DeviceProfile;
+use super::queue::QueueError;
 
 /// Kinds of operation that a device can tell apart.
 pub const MAX_OPERATIONS: usize = 8;
@@ -274,6 +275,46 @@ pub enum Flight {
     Resume = 8,
 }
 
+/// What the kinds of [`Flight`] say, by number: the row names `event` of a [`ThreadBlock`], from
+/// which readers make words. `docs/blackbox.md` describes the templates.
+const FLIGHT_WORDS: [&str; 9] = [
+    "",
+    "{device:device}: queue {address} was kicked {value} times",
+    "{device:device}: {detail:operation} of {address:bytes} was given back after {value:ns}",
+    "{device:device}: a driver took the device with features {value:hex}",
+    "{device:device}: a driver reset the device",
+    "{device:device}: the guest broke queue {address}: {value:broken}",
+    "{device:device}: {detail:operation} failed on the host: {value:errno}",
+    "{device:device}: stopped for a pause",
+    "{device:device}: goes on after a pause",
+];
+
+impl ThreadBlock {
+    /// Places the section `thread/NAME` of a thread that serves one device.
+    ///
+    /// # Errors
+    /// [`BlackBoxError::Full`] when the black box has no room for it.
+    pub fn place(
+        black_box: &mut BlackBox,
+        name: &str,
+        profile: &DeviceProfile,
+    ) -> Result<Block<Self>, BlackBoxError> {
+        // Devices are numbered from 1.
+        let devices = [String::new(), profile.name.clone()];
+        let labels = [
+            ("event", &owned(&FLIGHT_WORDS)[..]),
+            ("device", &devices),
+            ("operation", &owned(profile.operations)),
+            ("broken", &owned(&QueueError::REASONS)),
+        ];
+        black_box.section(&format!("thread/{name}"), &labels)
+    }
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
 /// All that is counted of one device: made before the device is attached to its thread. A clone
 /// is for readers; only the device's own threads write.
 #[derive(Clone)]
@@ -293,15 +334,16 @@ impl DeviceCounters {
     /// [`BlackBoxError::Full`] when the black box has no room for them.
     pub fn place(black_box: &mut BlackBox, profile: &DeviceProfile) -> Result<Self, BlackBoxError> {
         let name = &profile.name;
-        let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         let (operations, causes) = (owned(profile.operations), owned(profile.drop_causes));
         let labels = [("operation", &*operations), ("cause", &*causes)];
+        let reasons = owned(&QueueError::REASONS);
         Ok(DeviceCounters {
             device: Arc::new(black_box.section(&format!("device/{name}"), &labels)?),
             transport: Arc::new(black_box.section(&format!("transport/{name}"), &[])?),
             queues: (0..profile.queue_max_sizes.len())
                 .map(|index| {
-                    let queue = black_box.section(&format!("queue/{name}/{index}"), &[]);
+                    let queue = black_box
+                        .section(&format!("queue/{name}/{index}"), &[("broken", &reasons)]);
                     queue.map(Arc::new)
                 })
                 .collect::<Result<_, _>>()?,

@@ -23,6 +23,7 @@ use super::{
 use crate::boot;
 use crate::driver::Message;
 use crate::hypervisor::{self, Hypervisor, refused};
+use crate::lifecycle::VmCommand;
 use crate::spec::{SerialInput, SerialOutput, SerialSpec, VmSpec};
 use crate::vcpu::exit::Buses;
 use crate::vcpu::thread::panic_text;
@@ -163,7 +164,8 @@ fn make(
     let vm = hypervisor.create_vm()?;
     hypervisor::give_memory(&vm, ram)?;
     make_interrupt_controllers(hypervisor, &vm)?;
-    let block = black_box.section("thread/vm", &[])?;
+    let commands = VmCommand::names();
+    let block = black_box.section("thread/vm", &[("reason", &commands)])?;
     let mut buses = Buses {
         pio: Bus::new(BusKind::Pio),
         mmio: Bus::new(BusKind::Mmio),
@@ -280,7 +282,7 @@ fn make_console(
         SerialOutput::File(path) => failed(format!("{} cannot be opened: {e}", path.display())),
         _ => failed(format!("standard output cannot be used: {e}")),
     })?;
-    let block = black_box.section::<ConsoleBlock>("console/serial", &[])?;
+    let block = ConsoleBlock::place(black_box)?;
     let keys = inbox.clone();
     let on_key = Box::new(move |key: ConsoleKey| match key {
         // The vm thread is gone only when the VM is.

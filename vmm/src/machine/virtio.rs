@@ -7,8 +7,8 @@ use std::sync::mpsc::Sender;
 use devices::bus::Bus;
 use devices::virtio::mmio::registers::QUEUE_NOTIFY;
 use devices::virtio::{
-    BlockDevice, BlockSpec, DeviceCounters, IoThread, IoThreadSpec, MmioTransport, NetDevice,
-    TapSpec, VirtioDevice,
+    BlockDevice, BlockSpec, DeviceCounters, DeviceProfile, IoThread, IoThreadSpec, MmioTransport,
+    NetDevice, TapSpec, ThreadBlock, VirtioDevice,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
 use memory::GuestRam;
@@ -58,7 +58,8 @@ pub fn make(
     // One a device, so that a stalled disk holds up nobody else.
     let mut threads = Vec::new();
     for (slot, device) in (0u32..).zip(devices) {
-        let name = device.profile().name;
+        let profile = device.profile();
+        let name = profile.name.clone();
         if slot >= MAX_VIRTIO_DEVICES {
             let detail = format!("it is one too many: a VM takes {MAX_VIRTIO_DEVICES} devices");
             return Err(LaunchError::Device {
@@ -70,8 +71,8 @@ pub fn make(
             device: name.clone(),
             detail,
         };
-        let mut thread = spawn_thread(&name, black_box, inbox)?;
-        let counters = DeviceCounters::place(black_box, &device.profile())?;
+        let mut thread = spawn_thread(&profile, black_box, inbox)?;
+        let counters = DeviceCounters::place(black_box, &profile)?;
         let transport = thread
             .attach(device, counters, ram)
             .map_err(|error| failed(error.to_string()))?;
@@ -142,15 +143,16 @@ fn open_network(spec: &NetSpec, name: String) -> Result<Box<dyn VirtioDevice>, L
 }
 
 fn spawn_thread(
-    name: &str,
+    profile: &DeviceProfile,
     black_box: &mut BlackBox,
     inbox: &Sender<Message>,
 ) -> Result<IoThread, LaunchError> {
     let (events, failures) = (inbox.clone(), inbox.clone());
+    let name = &profile.name;
     let thread = format!("io-{name}");
     let spec = IoThreadSpec {
-        name: name.to_owned(),
-        block: black_box.section(&format!("thread/{thread}"), &[])?,
+        name: name.clone(),
+        block: ThreadBlock::place(black_box, &thread, profile)?,
         // The vm thread is gone only when the VM is.
         events: Some(Arc::new(move |event| {
             drop(events.send(Message::Device(event)));
@@ -160,7 +162,7 @@ fn spawn_thread(
         }),
     };
     IoThread::spawn(spec).map_err(|error| LaunchError::Device {
-        device: name.to_owned(),
+        device: name.clone(),
         detail: error.to_string(),
     })
 }

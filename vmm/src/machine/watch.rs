@@ -22,7 +22,9 @@ pub fn watcher(
     ram: &GuestRam,
     black_box: &mut BlackBox,
 ) -> Result<Watcher, LaunchError> {
-    let block = black_box.section("thread/watcher", &[])?;
+    // By the number of a source in the heartbeat, from 1.
+    let names = ["", "task", "kvm", "host", "memory"].map(ToOwned::to_owned);
+    let block = black_box.section("thread/watcher", &[("reason", &names)])?;
     let mut tasks = TaskSampler::new(black_box, &threads(spec))?;
     let mut of_vm = KvmSampler::of_vm(vm, black_box)?;
     let mut of_vcpus = Vec::new();

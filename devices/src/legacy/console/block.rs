@@ -2,7 +2,9 @@
 
 use std::mem::offset_of;
 
-use observe::{Counter, Field, FieldKind, Heartbeat, Section, Unit};
+use observe::{
+    BlackBox, BlackBoxError, Block, Counter, Field, FieldKind, Heartbeat, Section, Unit,
+};
 
 /// The operation number of [`observe::Activity::Blocked`]: the output takes nothing.
 pub const BLOCKED_ON_OUTPUT: u8 = 1;
@@ -93,4 +95,18 @@ unsafe impl Section for ConsoleBlock {
             "Serial output lost because the guest ignored a busy transmitter.",
         ),
     ];
+}
+
+impl ConsoleBlock {
+    /// Places the section `console/serial`.
+    ///
+    /// # Errors
+    /// [`BlackBoxError::Full`] when the black box has no room for it.
+    pub fn place(black_box: &mut BlackBox) -> Result<Block<Self>, BlackBoxError> {
+        let mut reasons = vec![String::new(); usize::from(BLOCKED_ON_OUTPUT) + 1];
+        if let Some(name) = reasons.last_mut() {
+            "output".clone_into(name);
+        }
+        black_box.section("console/serial", &[("reason", &reasons)])
+    }
 }

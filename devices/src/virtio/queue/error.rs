@@ -49,6 +49,24 @@ pub enum QueueError {
 }
 
 impl QueueError {
+    /// What the numbers mean, in words.
+    pub const REASONS: [&str; 14] = [
+        "",
+        "the queue's size is none that it may have",
+        "a ring is not aligned",
+        "a ring is outside RAM",
+        "the available index is too far ahead",
+        "a head leads to no descriptor",
+        "a chain never ends",
+        "a chain breaks off",
+        "a buffer has no bytes",
+        "a buffer is outside RAM",
+        "a readable buffer comes after a writable one",
+        "too many requests are in flight",
+        "the buffers are too small",
+        "the used ring cannot be written",
+    ];
+
     /// The number in [`crate::virtio::QueueBlock::broken_reason`].
     pub fn number(&self) -> u64 {
         match self {
