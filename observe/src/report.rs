@@ -28,6 +28,7 @@ mod vcpus;
 
 use crate::reader::{Ended, Snapshot};
 use page::Page;
+pub use rest::SHOWN as SHOWN_FIELDS;
 use scene::Scene;
 pub use top::render_top;
 
@@ -149,3 +150,12 @@ fn page(snapshot: &Snapshot, options: Options) -> Page {
     events::show(&scene, options.events, &mut page);
     page
 }
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+mod tests;

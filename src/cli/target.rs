@@ -327,3 +327,5 @@ fn ask(mut stream: UnixStream) -> io::Result<Option<PathBuf>> {
     Ok(place.map(PathBuf::from))
 }
 
+#[cfg(test)]
+mod tests;

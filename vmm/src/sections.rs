@@ -24,3 +24,20 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<HostBlock>(),
     SectionKind::of::<MemoryBlock>(),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_report_shows_is_what_is_written() {
+        for (kind, fields) in observe::report::SHOWN_FIELDS {
+            let section = SECTIONS.iter().find(|section| section.kind == kind);
+            let section = section.unwrap_or_else(|| panic!("nobody writes {kind}"));
+            for name in fields {
+                let known = section.fields.iter().any(|field| field.name == *name);
+                assert!(known, "{kind} has no {name}");
+            }
+        }
+    }
+}

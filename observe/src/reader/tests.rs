@@ -186,14 +186,14 @@ fn a_file_of_another_kind_or_format_is_refused() {
     assert!(matches!(folder, ReadError::NotABlackBox { .. }));
 }
 
-fn bytes_of(black_box: &BlackBox) -> Vec<u8> {
+pub(crate) fn bytes_of(black_box: &BlackBox) -> Vec<u8> {
     let file = black_box.file().unwrap();
     let bytes = source::read(&file, 0, usize::MAX).unwrap();
     assert!(bytes.len() > HEADER_BYTES);
     bytes
 }
 
-fn genuine() -> Vec<u8> {
+pub(crate) fn genuine() -> Vec<u8> {
     let (black_box, block) = zoo("zoo/rootfs/0", "vm");
     filled(&block);
     black_box.finish(End::Failed, "detail");
@@ -220,7 +220,7 @@ fn a_cut_file_gives_what_is_left_and_says_so() {
 }
 
 /// A black box with a directory of our own words, and 64 KiB of sections after it.
-fn with_directory(text: &str) -> Vec<u8> {
+pub(crate) fn with_directory(text: &str) -> Vec<u8> {
     let mut bytes = genuine();
     let used = offset_of!(crate::blackbox::Header, directory_used);
     bytes[used..used + 8].copy_from_slice(&(text.len() as u64).to_le_bytes());

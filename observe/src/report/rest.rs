@@ -7,8 +7,9 @@ use super::scene::{Scene, doing};
 use crate::reader::{FieldView, SectionView, Value};
 use crate::schema::{FieldKind, Unit};
 
-/// By kind of section, the fields that have a place elsewhere.
-const SHOWN: [(&str, &[&str]); 12] = [
+/// By kind of section, the fields that have a place in the report; all others are shown by name in a
+/// table at its end. For the test that they are those that are written.
+pub const SHOWN: [(&str, &[&str]); 12] = [
     (
         "vcpu",
         &[
