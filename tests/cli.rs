@@ -1,5 +1,8 @@
 //! The command line, as far as it goes without KVM: usage, names, the socket, signals.
 
+#[path = "cli/reports.rs"]
+mod reports;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
@@ -116,7 +119,13 @@ fn bad_usage_is_status_2_and_help_has_examples() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(!output.stderr.is_empty());
     }
-    for arguments in [&["--help"][..], &["run", "--help"]] {
+    for arguments in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["list", "--help"],
+        &["report", "--help"],
+        &["top", "--help"],
+    ] {
         let output = run(arguments);
         assert!(output.status.success() && text(&output.stdout).contains("Examples:"));
     }

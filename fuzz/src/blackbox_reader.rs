@@ -1,4 +1,4 @@
-//! The black box's reader and the OpenMetrics text of what it reads.
+//! The black box's reader, and the OpenMetrics text and the report of what it reads.
 //!
 //! Bytes that begin with the magic are read as they are. Others become the directory, up to a NUL,
 //! and the sections, after it, of a black box whose header is well-formed.
@@ -6,11 +6,14 @@
 use std::collections::HashSet;
 
 use observe::blackbox::{HEADER_BYTES, MAGIC};
-use observe::openmetrics;
 use observe::reader::{Snapshot, fuzz_entry};
+use observe::report::{Options, render, render_html, render_top};
+use observe::{openmetrics, report};
 
 /// Above what the reader's limits on rows and names allow.
 const TEXT_LIMIT: usize = 512 << 20;
+/// Above what a report's page may hold.
+const PAGE_LIMIT: usize = 64 << 20;
 
 /// Runs the target.
 pub fn run(bytes: &[u8]) {
@@ -42,6 +45,22 @@ fn read(bytes: &[u8]) {
             assert!(families.insert(family), "twice: {line}");
         }
     }
+    for all in [false, true] {
+        let options = Options { events: 40, all };
+        for page in [
+            render(&snapshot, options),
+            render_html(&snapshot, options),
+            render_top(&snapshot, &snapshot),
+        ] {
+            assert!(page.len() <= PAGE_LIMIT, "{} bytes of page", page.len());
+            let harm = page.chars().find(|c| c.is_control() && *c != '\n');
+            assert_eq!(harm, None, "a control character reaches the terminal");
+        }
+    }
+    let _ = (
+        report::since_realtime_ns(&snapshot),
+        report::resident_bytes(&snapshot),
+    );
 }
 
 /// A black box with this directory and these sections, which begin at byte 4096.

@@ -15,7 +15,7 @@ use crate::harness::{Scratch, image};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program under test.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     let given = std::env::var_os("VITRINE_BIN");
     given.map_or_else(
         || PathBuf::from(env!("CARGO_BIN_EXE_vitrine")),

@@ -7,6 +7,7 @@ mod harness;
 mod daemon;
 mod observation;
 mod refusals;
+mod reports;
 mod scrape;
 
 use std::fs;
