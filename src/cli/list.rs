@@ -40,7 +40,7 @@ pub fn list(arguments: ListArgs) -> Result<(), Failure> {
         }
     };
     let found = found.into_iter().flatten();
-    output::print(&text(&folder, found, arguments.all))
+    output::print(&text(&folder, found, arguments.all)).map(drop)
 }
 
 fn text(folder: &Path, found: impl Iterator<Item = Found>, all: bool) -> String {

@@ -9,18 +9,20 @@ use api::vmm::observe::blackbox::MAGIC;
 
 use super::Failure;
 
-/// Prints `text`. A reader that went away, as `head` does, has what it wanted.
+/// Prints `text`; gives whether anybody is there to read more. A reader that went away, as `head`
+/// does, has what it wanted.
 ///
 /// # Errors
 /// Standard output takes nothing.
-pub fn print(text: &str) -> Result<(), Failure> {
+pub fn print(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     match done {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::failed(format!(
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::failed(format!(
             "standard output cannot be written: {error}; is its disk full?"
         ))),
-        _ => Ok(()),
     }
 }
 

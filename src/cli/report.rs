@@ -20,7 +20,7 @@ pub fn report(arguments: &ReportArgs) -> Result<u8, Failure> {
         all: arguments.all,
     };
     match &arguments.output {
-        None => output::print(&render(&snapshot, options))?,
+        None => drop(output::print(&render(&snapshot, options))?),
         Some(path) => {
             let is_page = path
                 .extension()

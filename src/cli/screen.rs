@@ -19,11 +19,11 @@ impl Screen {
         Screen(())
     }
 
-    /// Shows `text`, as much of it as there is room for.
+    /// Shows `text`, as much of it as there is room for; as [`output::print`].
     ///
     /// # Errors
     /// Standard output takes nothing.
-    pub fn draw(&self, text: &str) -> Result<(), Failure> {
+    pub fn draw(&self, text: &str) -> Result<bool, Failure> {
         output::print(&frame(text, size().unwrap_or(USUAL)))
     }
 }

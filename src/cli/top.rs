@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
+use api::vmm::observe::reader::Snapshot;
 use api::vmm::observe::report::{State, ending, render_top};
 
 use super::args::TopArgs;
@@ -30,35 +31,31 @@ pub fn top(arguments: &TopArgs) -> Result<u8, Failure> {
     let screen = io::stdout().is_terminal().then(Screen::take);
     let mut last = String::new();
     let mut shown = 0;
+    let mut outcome = FINE;
     while signals.wait(arguments.interval).is_none() {
         let now = target.snapshot().map_err(Failure::misuse)?;
         last = render_top(&before, &now);
-        match &screen {
+        let is_read = match &screen {
             Some(screen) => screen.draw(&last)?,
             None => output::print(&format!("{last}\n"))?,
-        }
+        };
         shown += 1;
-        if State::of(&now).is_over() {
-            // The last block stays on the terminal when the screen is given back.
-            if screen.is_some() {
-                drop(screen);
-                output::print(&last)?;
-            }
-            return Ok(status(&now));
-        }
-        if arguments.count.is_some_and(|count| shown >= count) {
+        outcome = status(&now);
+        let is_enough = arguments.count.is_some_and(|count| shown >= count);
+        if State::of(&now).is_over() || is_enough || !is_read {
             break;
         }
         before = now;
     }
+    // The last block stays on the terminal when the screen is given back.
     if screen.is_some() {
         drop(screen);
         output::print(&last)?;
     }
-    Ok(FINE)
+    Ok(outcome)
 }
 
-fn status(snapshot: &api::vmm::observe::reader::Snapshot) -> u8 {
+fn status(snapshot: &Snapshot) -> u8 {
     if State::of(snapshot).is_bad() {
         FAILED
     } else {

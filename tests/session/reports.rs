@@ -210,6 +210,9 @@ fn top_shows_blocks_until_it_is_told_to_stop_or_the_vm_ends() {
         assert!(signalled.unwrap().success());
         let output = interrupted.wait_with_output().unwrap();
         has(&said(&output, 0), &["VM boxed: running, 20"]);
+        let mut unread = start(&mut follow);
+        drop(unread.stdout.take());
+        assert!(unread.wait().unwrap().success(), "nobody reads any more");
         daemon.signal(end);
         daemon.finish();
         let output = following.wait_with_output().unwrap();
