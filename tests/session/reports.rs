@@ -1,6 +1,7 @@
 //! `list`, `report` and `top` of real guests: running, stopped with all their threads, killed.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -203,21 +204,27 @@ fn top_shows_blocks_until_it_is_told_to_stop_or_the_vm_ends() {
         );
         let mut follow = command(&daemon, &["top", "boxed", "--interval", "0.2"]);
         let start = |follow: &mut Command| follow.stdout(Stdio::piped()).spawn().unwrap();
-        let (interrupted, following) = (start(&mut follow), start(&mut follow));
-        std::thread::sleep(Duration::from_millis(500));
+        let (mut interrupted, mut following) = (start(&mut follow), start(&mut follow));
+        let mut outputs = [&mut interrupted, &mut following].map(|child| {
+            let mut output = BufReader::new(child.stdout.take().unwrap());
+            let mut line = String::new();
+            output.read_line(&mut line).unwrap();
+            assert!(line.starts_with("VM boxed: running, 20"), "{line:?}");
+            output
+        });
         let id = interrupted.id().to_string();
         let signalled = Command::new("kill").args(["-s", "INT", &id]).status();
         assert!(signalled.unwrap().success());
-        let output = interrupted.wait_with_output().unwrap();
-        has(&said(&output, 0), &["VM boxed: running, 20"]);
+        assert_eq!(interrupted.wait().unwrap().code(), Some(0));
         let mut unread = start(&mut follow);
         drop(unread.stdout.take());
         assert!(unread.wait().unwrap().success(), "nobody reads any more");
         daemon.signal(end);
         daemon.finish();
-        let output = following.wait_with_output().unwrap();
-        let text = said(&output, status);
-        let last = text.rsplit("\n\n").next().unwrap();
+        let mut text = String::new();
+        outputs[1].read_to_string(&mut text).unwrap();
+        assert_eq!(following.wait().unwrap().code(), Some(status), "{text}");
+        let last = text.trim_end().rsplit("\n\n").next().unwrap();
         has(last, &[words]);
     }
 }
