@@ -79,7 +79,8 @@ impl Daemon {
         self.until(words, || self.text("stdout").contains(words));
     }
 
-    fn until(&self, what: &str, holds: impl Fn() -> bool) {
+    /// Waits until something holds.
+    pub fn until(&self, what: &str, holds: impl Fn() -> bool) {
         let end = Instant::now() + PATIENCE;
         while !holds() {
             assert!(

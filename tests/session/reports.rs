@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, PATIENCE, program};
 use crate::harness::Scratch;
@@ -24,6 +24,12 @@ fn guest(extra: &[&str]) -> Daemon {
     daemon.put("/drives/d", &drive);
     daemon.boot(WORDS);
     daemon.await_output("ready");
+    // The last word is said before the loop begins.
+    let loops = r#"device_reads_total{vm="boxed",vcpu="0",device="unclaimed-port"}"#;
+    daemon.until("the loop", || {
+        let (_, metrics) = daemon.ask("GET", "/metrics", &Value::Null);
+        metrics.contains(loops)
+    });
     daemon
 }
 
