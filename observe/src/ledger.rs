@@ -62,6 +62,7 @@
 mod read;
 
 use crate::reader::Snapshot;
+pub use read::Moment;
 use read::{Pair, Sampled};
 
 /// Where the time of one vCPU went. A part that is `None` could not be told; [`Account::notes`]
@@ -185,7 +186,16 @@ impl Account {
 /// its making if there is no earlier one. Never fails: what is missing is `None`. Snapshots in the
 /// wrong order give a wall time of 0.
 pub fn account(earlier: Option<&Snapshot>, later: &Snapshot, vcpu: usize) -> Account {
-    let pair = Pair::new(earlier, later, vcpu);
+    let earlier = match earlier {
+        Some(snapshot) => Moment::of(snapshot, vcpu),
+        None => Moment::making(later),
+    };
+    between(&earlier, &Moment::of(later, vcpu), vcpu)
+}
+
+/// As [`account`], from two moments of the same vCPU.
+pub fn between(earlier: &Moment, later: &Moment, vcpu: usize) -> Account {
+    let pair = Pair::new(earlier, later);
     let mut account = Account {
         vcpu,
         wall_ns: pair.wall_ns,
