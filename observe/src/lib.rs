@@ -12,7 +12,8 @@
 //! * [`reader`]: opens such a file, live or dead, and trusts nothing in it;
 //! * [`host`]: samplers of what the host does to the VM: threads, pressure, cgroup, memory;
 //! * [`ledger`]: where the time of a vCPU went, from two snapshots;
-//! * [`openmetrics`]: renders what a reader sees as OpenMetrics text.
+//! * [`openmetrics`]: renders what a reader sees as OpenMetrics text;
+//! * [`trace`]: flight rings and tracepoints as a trace that viewers open.
 //!
 //! Owner threads: each [`Block`] has exactly one writing thread. Readers are any number of
 //! threads and processes. Depends on `libc` and `thiserror`.
@@ -29,6 +30,7 @@ pub mod place;
 pub mod reader;
 pub mod report;
 pub mod schema;
+pub mod trace;
 
 pub use blackbox::{BlackBox, BlackBoxError, Block, End, Meta, Pulse};
 pub use cell::{Counter, Gauge, Histogram};
