@@ -16,6 +16,7 @@ mod signals;
 mod supervise;
 mod target;
 mod top;
+mod trace;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -67,6 +68,7 @@ pub fn main() -> ExitCode {
         Some(SubCommand::List(arguments)) => list::list(arguments).map(|()| FINE),
         Some(SubCommand::Report(arguments)) => report::report(&arguments),
         Some(SubCommand::Top(arguments)) => top::top(&arguments),
+        Some(SubCommand::Trace(arguments)) => trace::trace(&arguments).map(|()| FINE),
         None if cli.daemon.version => {
             identity::print_version();
             Ok(FINE)

@@ -4,8 +4,9 @@
 //! [`http`] -> [`routes`] -> [`wire`] -> [`session`] -> [`config`] or a [`machine::Machine`].
 //!
 //! Owner threads: `api` runs all of it on one tokio current-thread runtime; `launch` builds a VM
-//! and ends; `metrics` writes Firecracker's metrics file when one is asked for. Nothing waits on a
-//! thread of the VM without a deadline, and reads never do. May depend on `vmm` and, for its black
+//! and ends; `metrics` writes Firecracker's metrics file when one is asked for; `trace` writes a
+//! trace for a client and ends. Nothing waits on a thread of the VM without a deadline, and reads
+//! never do. May depend on `vmm` and, for its black
 //! box, on what `vmm` hands through.
 
 pub mod admission;
@@ -23,6 +24,7 @@ pub mod query;
 pub mod routes;
 pub mod server;
 pub mod session;
+pub mod trace;
 pub mod wire;
 
 pub use vmm;

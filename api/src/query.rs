@@ -44,8 +44,16 @@ impl<'a> Query<'a> {
     /// # Errors
     /// Something else.
     pub fn number(&self, name: &'static str) -> Result<u64, WireError> {
+        self.number_or(name, 0)
+    }
+
+    /// A number that is not negative; `absent` when it is absent.
+    ///
+    /// # Errors
+    /// Something else.
+    pub fn number_or(&self, name: &'static str, absent: u64) -> Result<u64, WireError> {
         let Some(value) = self.value(name) else {
-            return Ok(0);
+            return Ok(absent);
         };
         value.parse().map_err(|_| WireError::BadParameter {
             name,
@@ -80,11 +88,14 @@ mod tests {
         let query = Query::parse("/x?since=18&follow=1", &["since", "follow"]).unwrap();
         assert_eq!(query.number("since").unwrap(), 18);
         assert!(query.flag("follow").unwrap());
+        assert_eq!(query.number_or("since", 7).unwrap(), 18);
         for target in ["/x", "/x?", "/x?&", "http://localhost/x#?since=2"] {
             let query = Query::parse(target, &["since"]).unwrap();
             assert_eq!(query.number("since").unwrap(), 0, "{target}");
             assert!(!query.flag("follow").unwrap());
         }
+        let query = Query::parse("/x", &["ms"]).unwrap();
+        assert_eq!(query.number_or("ms", 7).unwrap(), 7);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub enum Endpoint {
     Observe,
     /// GET /observe/events
     Events,
+    /// GET /observe/trace
+    Trace,
     /// What this build refuses, and its name for people.
     NotSupported(&'static str),
 }
@@ -129,7 +131,7 @@ pub const ROUTES: &[Route] = &[
     row("GET", "/observe", Endpoint::Observe),
     row("GET", "/observe/health", Later("the health of the VM")),
     row("GET", "/observe/events", Endpoint::Events),
-    row("GET", "/observe/trace", Later("the trace of the VM")),
+    row("GET", "/observe/trace", Endpoint::Trace),
     row("POST", "/observe/dump", Later("a dump of the VM")),
     row("POST", "/observe/nmi", Later("an NMI to the guest")),
     row("GET", "/policy", Later("the policy")),

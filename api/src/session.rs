@@ -26,6 +26,7 @@ use crate::machine::{Command, Launcher, Machine, MachineError, MachineState};
 use crate::metrics::RequestCounts;
 use crate::metrics_file::{MetricsFile, MetricsFileError};
 use crate::routes::{self, Endpoint, Route};
+use crate::trace::{TraceRefusal, Tracing};
 use crate::wire::{self, ActionTypeWire, ActionWire, DriveWire, LoggerWire};
 use crate::wire::{
     MetricsWire, NetworkWire, SerialWire, VersionWire, VmStateWire, VmWire, WireError,
@@ -76,6 +77,8 @@ enum SessionError {
     BlackBox(MachineError),
     #[error("{MAX_FOLLOWERS} clients follow the events; end one of them or ask without follow")]
     Followers,
+    #[error(transparent)]
+    Trace(#[from] TraceRefusal),
     #[error("{what} did not end within {} s; the log and GET /metrics may tell what holds it up", after.as_secs_f32())]
     Deadline { what: &'static str, after: Duration },
     #[error(
@@ -119,6 +122,7 @@ pub struct Session {
     events: Arc<EventLog>,
     metrics_file: Arc<MetricsFile>,
     followers: Followers,
+    tracing: Tracing,
     counts: RequestCounts,
     /// Held while a request changes something. An async lock on one thread: it orders requests,
     /// and no thread ever waits for it.
@@ -141,6 +145,7 @@ impl Session {
             events: parts.events,
             metrics_file: parts.metrics_file,
             followers: Followers::default(),
+            tracing: Tracing::default(),
             counts: RequestCounts::default(),
             turn: Mutex::new(()),
         }
@@ -185,6 +190,7 @@ impl Session {
             }
             .into()),
             Endpoint::Events => self.events(&request.target),
+            Endpoint::Trace => self.trace(&request.target),
             endpoint => {
                 self.change(endpoint, id, &request.body).await?;
                 self.events.push(Event::Request {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use api::http::DEFAULT_MAX_BODY_BYTES;
+use api::vmm::trace::{DEFAULT_PERIOD_MS, PERIOD_MS};
 use api::wire::LevelWire;
 use clap::{Args, Parser, Subcommand};
 
@@ -24,6 +25,8 @@ Examples:
       tell all that is known of a VM, alive or dead
   vitrine top vm1
       show what a VM does, every second
+  vitrine trace vm1 -o trace.json
+      what a VM does, for ui.perfetto.dev
 
 Exit status: 0 fine, 1 the VM failed, 2 bad usage or configuration.";
 
@@ -66,6 +69,17 @@ Examples:
 The first drive is the guest's root, unless there is an initrd. The guest has the terminal;
 Ctrl-A x stops it, Ctrl-A h helps.";
 
+const TRACE_EXAMPLES: &str = "\
+Examples:
+  vitrine trace vm1 -o trace.json
+      of the VM with that id, for a second
+  vitrine trace /run/vitrine/vm1.blackbox -o - --ms 5000 | gzip > trace.json.gz
+  vitrine trace /tmp/vm.sock -o trace.json
+      the VMM makes the trace, with what it is allowed to see
+
+Of a VM that has ended it holds the last events that were kept. What the kernel does for a guest
+takes root or CAP_PERFMON, and tracefs; what is missing is told.";
+
 /// A KVM virtual machine monitor in which nothing that happens to a guest is invisible.
 ///
 /// Without a command it is a daemon that speaks Firecracker's API on a Unix socket.
@@ -91,6 +105,8 @@ pub enum SubCommand {
     Report(ReportArgs),
     /// Show what a VM does, again and again
     Top(TopArgs),
+    /// Write a trace of a VM that ui.perfetto.dev opens
+    Trace(TraceArgs),
 }
 
 #[derive(Args, Debug)]
@@ -139,6 +155,22 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|s| (0.1..=3600.0).contains(s));
     let seconds: f64 = seconds.ok_or("give seconds from 0.1 to 3600, such as 2 or 0.5")?;
     Ok(Duration::from_secs_f64(seconds))
+}
+
+/// What is traced, and where to.
+#[derive(Args, Debug)]
+#[command(after_help = TRACE_EXAMPLES)]
+pub struct TraceArgs {
+    /// A black box, the API socket of a VM, or a VM's id
+    #[arg(value_name = "X")]
+    pub target: OsString,
+    /// File for the trace, made readable by you alone; - is standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// How long to look at a VM that runs, in milliseconds: 1 to 60000
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PERIOD_MS,
+        value_parser = clap::value_parser!(u64).range(PERIOD_MS))]
+    pub ms: u64,
 }
 
 /// The daemon's flags: Firecracker's, then Vitrine's own.

@@ -30,6 +30,7 @@ mod machine;
 pub mod measure;
 mod sections;
 pub mod spec;
+pub mod trace;
 pub mod validate;
 mod vcpu;
 mod vm;

@@ -1,13 +1,19 @@
 //! What only looks: answered at once, whatever the VM does.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm::trace;
+
 use super::{Session, SessionError};
 use crate::VERSION;
+use crate::admission::Denial;
 use crate::events::stream;
 use crate::http::Response;
 use crate::metrics;
 use crate::observation::{self, Subject};
 use crate::query::Query;
-use crate::wire::InstanceInfoWire;
+use crate::wire::{InstanceInfoWire, WireError};
 
 impl Session {
     pub(super) fn instance_info(&self) -> Response {
@@ -62,5 +68,24 @@ impl Session {
             return Ok(stream::page(&self.events, since));
         }
         stream::follow(&self.events, since, &self.followers).ok_or(SessionError::Followers)
+    }
+
+    /// GET /observe/trace.
+    pub(super) fn trace(&self, target: &str) -> Result<Response, SessionError> {
+        let query = Query::parse(target, &["ms"])?;
+        let ms = query.number_or("ms", trace::DEFAULT_PERIOD_MS)?;
+        if !trace::PERIOD_MS.contains(&ms) {
+            return Err(WireError::BadParameter {
+                name: "ms",
+                value: ms.to_string(),
+                remedy: "give 1 to 60000 milliseconds",
+            }
+            .into());
+        }
+        let machine = self.slot.machine.get().ok_or(Denial::BeforeStart)?;
+        // What cannot be read at all is a refusal, not a trace that breaks off.
+        machine.snapshot().map_err(SessionError::BlackBox)?;
+        let period = Duration::from_millis(ms);
+        Ok(self.tracing.begin(Arc::clone(machine), period)?)
     }
 }

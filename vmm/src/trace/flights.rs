@@ -55,11 +55,7 @@ impl Flights {
     ///
     /// # Errors
     /// The file does not take them.
-    pub fn take<W: Write>(
-        &mut self,
-        snapshot: &Snapshot,
-        sheet: &mut Sheet<W>,
-    ) -> io::Result<u64> {
+    pub fn take<W: Write>(&mut self, snapshot: &Snapshot, sheet: &mut Sheet<W>) -> io::Result<u64> {
         let mut busiest = 0;
         for section in in_use(snapshot) {
             let Some(view) = section.flight("flight") else {
@@ -77,8 +73,13 @@ impl Flights {
             let count = self.lanes.len() as u64;
             let lanes = self.lanes.entry(section.name.clone()).or_insert_with(|| {
                 let base = track(section, sheet.pid, count);
-                let order = count.saturating_mul(16).saturating_add(100);
-                Lanes { thread, order, base, ends: Vec::new() }
+                let order = order(section);
+                Lanes {
+                    thread,
+                    order,
+                    base,
+                    ends: Vec::new(),
+                }
             });
             let ring = Ring { snapshot, section };
             for event in news.events {
@@ -109,6 +110,15 @@ pub fn thread_of(section: &SectionView) -> String {
     match section.kind() {
         "vcpu" => format!("vcpu-{instance}"),
         _ => instance.to_owned(),
+    }
+}
+
+/// Where viewers show a thread: vCPUs first, each with a place for its kernel track behind it.
+pub fn order(section: &SectionView) -> u64 {
+    let instance = section.instance.first().map_or("", |(_, name)| name);
+    match (section.kind(), instance.parse::<u16>()) {
+        ("vcpu", Ok(number)) => u64::from(number).saturating_mul(2),
+        _ => 1 << 20,
     }
 }
 
@@ -190,7 +200,11 @@ impl Ring<'_> {
         let (kind, device) = (event.what & 0xff, event.what >> 16 & 0xffff);
         let reason = row("reason", kind);
         let reason = reason.map_or_else(|| format!("exit {kind}"), ToOwned::to_owned);
-        let device = if event.what >> 32 == 0 { None } else { row("device", device) };
+        let device = if event.what >> 32 == 0 {
+            None
+        } else {
+            row("device", device)
+        };
         let name = device.map_or_else(|| reason.clone(), |device| format!("{reason} {device}"));
         let mut args = vec![("reason", Json::Text(reason))];
         if let Some(device) = device {
@@ -225,7 +239,10 @@ impl Ring<'_> {
         let (name, args) = match known {
             Some((Flight::Done, ..)) => {
                 let bytes = ("bytes", Json::Number(event.address));
-                (operation(), vec![bytes, ("service_ns", Json::Number(event.value))])
+                (
+                    operation(),
+                    vec![bytes, ("service_ns", Json::Number(event.value))],
+                )
             }
             Some((deed, name, address, value)) => {
                 let mut args = Vec::new();
@@ -247,7 +264,11 @@ impl Ring<'_> {
             }
         };
         let done = matches!(known, Some((Flight::Done, ..)));
-        let begin_ns = if done { end_ns.saturating_sub(event.value) } else { end_ns };
+        let begin_ns = if done {
+            end_ns.saturating_sub(event.value)
+        } else {
+            end_ns
+        };
         let (track, start_ns) = if done {
             lanes.place(begin_ns, end_ns, LANES, sheet)?
         } else {
@@ -270,7 +291,9 @@ impl Ring<'_> {
         let device = thread.strip_prefix("io-").unwrap_or(thread);
         let section = self.snapshot.section(&format!("device/{device}"));
         let row = usize::try_from(number).ok();
-        let name = section.zip(row).and_then(|(s, row)| s.row_name("operation", row));
+        let name = section
+            .zip(row)
+            .and_then(|(s, row)| s.row_name("operation", row));
         name.map_or_else(|| format!("operation {number}"), ToOwned::to_owned)
     }
 }

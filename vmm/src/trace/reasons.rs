@@ -35,7 +35,11 @@ pub fn name(isa: Option<Isa>, reason: u64) -> String {
 fn vmx(reason: u64) -> Option<String> {
     let basic = reason & 0xffff;
     let (_, name) = VMX.iter().find(|(number, _)| *number == basic)?;
-    let failed = if reason & 1 << 31 != 0 { " (failed entry)" } else { "" };
+    let failed = if reason & 1 << 31 != 0 {
+        " (failed entry)"
+    } else {
+        ""
+    };
     Some(format!("{name}{failed}"))
 }
 
