@@ -2,7 +2,7 @@
 # Writes the seeds of the corpus, fuzz/corpus/TARGET/*: what a well-behaved guest or client says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/corpus"
-mkdir -p api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers virtqueue
+mkdir -p api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers trace_format trace_records virtqueue
 
 # Words, little-endian: le BYTES NUMBER...
 le() {
@@ -146,3 +146,20 @@ script() {
   le 2 0 1 0 0 0 0 0 0
   descriptor 0xFFF0 16 2 0
 } >virtqueue/edge
+
+# trace_format: a format file, NUL, a record.
+{
+  printf 'name: kvm_exit\nID: 7\nformat:\n'
+  printf '\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n'
+  printf '\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n\n'
+  printf '\tfield:unsigned long guest_rip;\toffset:8;\tsize:8;\tsigned:0;\n'
+  printf '\tfield:char name[16];\toffset:16;\tsize:16;\tsigned:0;\n\nprint fmt: "%%d"\n\0'
+  le 2 7 0 && le 4 99 && le 8 4096 1 2
+} >trace_format/exit
+
+# trace_records: type, misc, size, body.
+{
+  le 4 9 && le 2 0 44 && le 4 1 2 && le 8 1000 && le 4 3 0 8 && le 8 7
+  le 4 2 && le 2 0 24 && le 8 4 77
+  le 4 5 && le 2 0 8
+} >trace_records/all

@@ -97,5 +97,6 @@ macro_rules! targets {
 }
 
 targets! {
-    api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers virtqueue
+    api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers
+    trace_format trace_records virtqueue
 }

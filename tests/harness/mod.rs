@@ -1,6 +1,8 @@
 //! What the integration tests share: guests in this process, and what was seen of them.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod chrome;
+
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ mod disk;
 mod ends;
 mod net;
 mod pause;
+mod trace;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -9,6 +9,7 @@ mod observation;
 mod refusals;
 mod reports;
 mod scrape;
+mod trace;
 
 use std::fs;
 use std::io::Write;

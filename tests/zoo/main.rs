@@ -9,6 +9,7 @@ mod exactness;
 mod exit_path;
 mod hostile;
 mod lifecycle;
+mod trace;
 
 use harness::{Finished, Guest, image, spec};
 use std::time::Duration;

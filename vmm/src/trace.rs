@@ -177,3 +177,6 @@ impl<W: Write> Trace<W> {
         Ok(self.sheet.finish(facts.into())?)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,20 +128,23 @@ impl ThreadEvents {
     /// # Errors
     /// [`PerfError`]. `EACCES` and `EPERM`: not allowed; `ESRCH`: no such thread.
     pub fn open(tid: i32, tracepoints: &[u64]) -> Result<Self, PerfError> {
-        let mut events: Vec<OneEvent> = Vec::new();
-        for tracepoint in tracepoints {
-            let event = open(*tracepoint, tid, events.first())?;
-            if let Some(leader) = events.first() {
+        let Some((first, others)) = tracepoints.split_first() else {
+            let source = io::Error::from_raw_os_error(libc::EINVAL);
+            return Err(PerfError::Ring { source });
+        };
+        let leader = open(*first, tid, None)?;
+        // The others can be given the ring only when it is there.
+        let ring = Ring::map(&leader.file)?;
+        let mut events = vec![leader];
+        for tracepoint in others {
+            let leader = events.first();
+            let event = open(*tracepoint, tid, leader)?;
+            if let Some(leader) = leader {
                 let argument = leader.file.as_raw_fd().cast_unsigned().into();
                 control(&event.file, IOCTL_SET_OUTPUT, argument, "giving a ring to")?;
             }
             events.push(event);
         }
-        let Some(leader) = events.first() else {
-            let source = io::Error::from_raw_os_error(libc::EINVAL);
-            return Err(PerfError::Ring { source });
-        };
-        let ring = Ring::map(&leader.file)?;
         Ok(ThreadEvents { events, ring })
     }
 

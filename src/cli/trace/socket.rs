@@ -58,7 +58,8 @@ pub fn ask(path: &Path, period: Duration) -> Result<Answer, SocketError> {
         .map_err(silent)?;
     stream.set_write_timeout(Some(GRACE)).map_err(silent)?;
     let ms = period.as_millis();
-    write!(stream, "GET /observe/trace?ms={ms} HTTP/1.0\r\n\r\n").map_err(silent)?;
+    let request = format!("GET /observe/trace?ms={ms} HTTP/1.0\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(silent)?;
     let mut body = BufReader::new(stream);
     let status = head(&mut body).map_err(silent)?;
     if status == 200 {

@@ -118,3 +118,52 @@ pub fn has_thread(pid: u64, tid: u64, name: &str) -> bool {
     let comm = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm"));
     comm.is_ok_and(|comm| comm.trim_end() == name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_known_by_its_number_and_name() {
+        let (sender, told) = std::sync::mpsc::channel();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().name("vcpu-7".to_owned());
+        let thread = thread.spawn(move || {
+            let own = std::fs::read_link("/proc/thread-self").unwrap();
+            sender.send(own).unwrap();
+            let _ = held.recv();
+        });
+        let path = told.recv().unwrap();
+        let tid = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let pid = std::process::id().into();
+        assert!(has_thread(pid, tid, "vcpu-7"));
+        assert!(!has_thread(pid, tid, "vcpu-8"));
+        assert!(!has_thread(pid, u64::MAX, "vcpu-7"));
+        drop(release);
+        thread.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn each_refusal_has_a_remedy() {
+        let open = |errno| PerfError::Open {
+            tracepoint: 1,
+            tid: 2,
+            source: std::io::Error::from_raw_os_error(errno),
+        };
+        let ring = PerfError::Ring {
+            source: std::io::Error::from_raw_os_error(libc::EPERM),
+        };
+        let cases = [
+            (open(libc::EACCES), "CAP_PERFMON"),
+            (open(libc::ESRCH), "has ended"),
+            (open(libc::EMFILE), "ulimit -n"),
+            (open(libc::ENOSYS), "CONFIG_PERF_EVENTS"),
+            (open(libc::EIO), "tell the authors"),
+            (ring, "perf_event_mlock_kb"),
+        ];
+        for (source, word) in cases {
+            let text = KernelError::Perf { source }.to_string();
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}
