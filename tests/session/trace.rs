@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -13,17 +14,23 @@ use crate::harness::chrome::Trace;
 
 const GUEST: &str = "blk_read=0:64 quiet pio_write=0x80:100 print=ready cli_hlt";
 
-fn traced(daemon: &Daemon, arguments: &[&str]) -> Output {
+/// `vitrine trace` with these arguments, in which SCRATCH stands for the daemon's folder.
+fn command(daemon: &Daemon, arguments: &[&str]) -> Command {
     let folder = daemon.scratch.path("");
     let folder = folder.to_str().unwrap().trim_end_matches('/');
     let arguments = arguments.iter().map(|word| word.replace("SCRATCH", folder));
-    Command::new(program())
+    let mut command = Command::new(program());
+    command
         .arg("trace")
         .args(arguments)
         .env("XDG_RUNTIME_DIR", folder)
         .stdin(Stdio::null())
-        .output()
-        .unwrap()
+        .stderr(Stdio::piped());
+    command
+}
+
+fn traced(daemon: &Daemon, arguments: &[&str]) -> Output {
+    command(daemon, arguments).output().unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -98,6 +105,26 @@ fn a_vm_that_runs_is_traced_by_its_id_its_socket_and_over_http() {
     check(&lines.collect::<Vec<_>>().join("\n"));
     let done = traced(&daemon, &["traced", "-o", "-", "--ms", "1"]);
     check(&String::from_utf8(done.stdout).unwrap());
+}
+
+#[test]
+fn a_trace_ends_with_its_vm_and_holds_up_nobody() {
+    for target in ["traced", "SCRATCH/api.sock"] {
+        let mut daemon = booted();
+        let words = [target, "-o", "SCRATCH/trace.json", "--ms", "60000"];
+        let tracer = command(&daemon, &words).spawn().unwrap();
+        daemon.await_path("trace.json");
+        std::thread::sleep(Duration::from_millis(100));
+        let begun = Instant::now();
+        daemon.signal("TERM");
+        assert_eq!(daemon.finish().code(), Some(0), "{}", daemon.text("stderr"));
+        let done = tracer.wait_with_output().unwrap();
+        assert_eq!(done.status.code(), Some(0), "{}", said(&done));
+        assert!(begun.elapsed() < Duration::from_secs(20), "{target}");
+        check(&daemon.text("trace.json"));
+        let log = daemon.text("stderr");
+        assert!(!log.contains("did not end in time"), "{log}");
+    }
 }
 
 #[test]

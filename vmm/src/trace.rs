@@ -22,8 +22,8 @@ use observe::trace::Json;
 
 use flights::Flights;
 use kernel::Kernel;
+pub use sheet::MAX_EVENTS;
 use sheet::Sheet;
-pub use sheet::{MAX_EVENTS, Missing};
 
 /// Milliseconds that a trace may take.
 pub const PERIOD_MS: RangeInclusive<u64> = 1..=60_000;

@@ -134,4 +134,33 @@ mod tests {
         assert_eq!(answered(b"nonsense\r\n\r\n").unwrap(), 0);
         assert!(answered(b"HTTP/1.1 200 \r\n").is_err());
     }
+
+    /// Asks at a socket whose other side answers `bytes` and stays, and sees what comes of it.
+    fn asked(name: &str, bytes: &'static [u8]) -> String {
+        let name = format!("vitrine-trace-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_file(&path);
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(bytes).unwrap();
+            // Until the client is gone.
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let asked = ask(&path, Duration::from_millis(1));
+        let text = asked.map_or_else(|error| error.to_string(), |_| "an answer".to_owned());
+        server.join().unwrap();
+        let _ = std::fs::remove_file(&path);
+        text
+    }
+
+    #[test]
+    fn who_is_silent_is_given_up() {
+        for (name, bytes) in [("silent", &b""[..]), ("half", b"HTTP/1.1 200 \r\nSer")] {
+            let text = asked(name, bytes);
+            assert!(text.contains("does not answer"), "{text}");
+            assert!(text.contains("give the VM's black box"), "{text}");
+        }
+        assert_eq!(asked("fine", b"HTTP/1.1 200 \r\n\r\n{"), "an answer");
+    }
 }
