@@ -216,6 +216,16 @@ impl Seen {
         rows.sum()
     }
 
+    /// Events that were written to the flight ring of `section`.
+    pub fn written(&self, section: &str) -> u64 {
+        let ring = self
+            .0
+            .section(section)
+            .and_then(|view| view.flight("flight"));
+        ring.unwrap_or_else(|| panic!("no ring in {section}"))
+            .written
+    }
+
     /// User exits of vCPU 0 of this kind.
     pub fn exits(&self, reason: &str) -> u64 {
         self.number("vcpu/0", "exits", reason)

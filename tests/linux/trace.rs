@@ -20,13 +20,18 @@ const LOOK: Duration = Duration::from_secs(2);
 
 const HISTOGRAM: &str = "hist:keys=exit_reason";
 
-/// A file that stands still once, when the first of the kernel's exits is written.
-struct Stalling(Shared, Duration);
+/// A file that, if it has this, stands still while that says so, when the first of the kernel's
+/// exits is written.
+struct Stalling<'a>(Shared, Option<&'a AtomicBool>);
 
-impl Write for Stalling {
+impl Write for Stalling<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.windows(8).any(|word| word == b"kvm_exit") {
-            std::thread::sleep(std::mem::take(&mut self.1));
+        let end = Instant::now() + PATIENCE;
+        while bytes.windows(8).any(|word| word == b"kvm_exit")
+            && self.1.is_some_and(|stands| stands.load(Ordering::Relaxed))
+            && Instant::now() < end
+        {
+            std::thread::sleep(Duration::from_millis(5));
         }
         self.0.write(bytes)
     }
@@ -66,19 +71,24 @@ impl Drop for Histogram {
     }
 }
 
-/// Traces a guest that runs for two seconds between two pauses: what is counted elsewhere is
-/// counted of the same exits. The file that the trace goes to stands still for `stall` once.
-fn trace_between_pauses(spec: VmSpec, stall: Duration) -> (Trace, Option<BTreeMap<u64, u64>>) {
+/// Traces a guest that runs for two seconds, and makes at least so many exits, between two pauses:
+/// what is counted elsewhere is counted of the same exits. If it stalls, the trace cannot be
+/// written while the guest runs.
+fn trace_between_pauses(
+    spec: VmSpec,
+    least: u64,
+    stalls: bool,
+) -> (Trace, Option<BTreeMap<u64, u64>>) {
     let guest = Guest::launch(spec);
     guest.command(VmCommand::Pause);
     let histogram = Histogram::begin();
     let (out, wanted) = (Shared::default(), AtomicBool::new(true));
+    let file = Stalling(out.clone(), stalls.then_some(&wanted));
     std::thread::scope(|scope| {
         let tracer = scope.spawn(|| {
             let mut source = || guest.vm.snapshot().map_err(Into::into);
             let wanted = || wanted.load(Ordering::Relaxed);
-            let out = Stalling(out.clone(), stall);
-            record(&mut source, PATIENCE, &wanted, out).unwrap();
+            record(&mut source, PATIENCE * 2, &wanted, file).unwrap();
         });
         // The tracepoints are on before the first event of the flight rings is written.
         let end = Instant::now() + PATIENCE;
@@ -88,6 +98,11 @@ fn trace_between_pauses(spec: VmSpec, stall: Duration) -> (Trace, Option<BTreeMa
         }
         guest.command(VmCommand::Resume);
         std::thread::sleep(LOOK);
+        let exits = || guest.seen().written("vcpu/0");
+        while exits() < least {
+            assert!(Instant::now() < end, "{} exits", exits());
+            std::thread::sleep(Duration::from_millis(50));
+        }
         guest.command(VmCommand::Pause);
         wanted.store(false, Ordering::Relaxed);
     });
@@ -128,7 +143,7 @@ fn agree(trace: &Trace, kernels: &BTreeMap<u64, u64>) -> u64 {
 fn kernel_exits_of_a_trace_agree_with_the_kernels_own_count_by_reason() {
     // With words on the console from the first on, and so with user exits.
     let words = "loglevel=7 earlyprintk=serial,ttyS0";
-    let (trace, counts) = trace_between_pauses(linux("6.12", words, "sleep 100"), Duration::ZERO);
+    let (trace, counts) = trace_between_pauses(linux("6.12", words, "sleep 100"), 0, false);
     assert!(trace.of("user_exit").count() > 50);
     let Some(kernels) = counts else {
         // Not root, or no tracefs: then the trace must say so.
@@ -150,7 +165,7 @@ fn kernel_exits_of_a_trace_agree_with_the_kernels_own_count_by_reason() {
 #[test]
 fn what_finds_no_place_in_the_ring_is_counted_as_lost() {
     let busy = spec(image("zoo.elf"), "console=ttyS0 zoo: quiet loop_pio=0x80");
-    let (trace, counts) = trace_between_pauses(busy, LOOK * 2);
+    let (trace, counts) = trace_between_pauses(busy, 20_000, true);
     let Some(kernels) = counts else {
         assert!(
             trace.missing().contains("kernel exits"),
