@@ -113,6 +113,11 @@ impl Target {
         })
     }
 
+    /// Where the black box lies.
+    pub fn path(&self) -> &Path {
+        self.reader.path()
+    }
+
     /// Reads the black box, as [`Reader::snapshot`]. One without a lock lives while its process
     /// does, where that is known.
     ///

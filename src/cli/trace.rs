@@ -3,62 +3,67 @@
 mod output;
 mod socket;
 
-use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use api::vmm::observe::reader::Reader;
 use api::vmm::trace::record;
 use serde_json::Value;
 
+use super::Failure;
 use super::args::TraceArgs;
-use super::{Failure, black_box};
+use super::target::Target;
 use output::{Output, Tail};
-
-/// What is traced.
-enum Target {
-    /// A black box: it is read here.
-    BlackBox(PathBuf),
-    /// A VM's API socket: the VMM makes the trace.
-    Socket(PathBuf),
-}
 
 /// Why there is no trace.
 #[derive(Debug, thiserror::Error)]
 enum TraceFailure {
-    #[error(
-        "there is no file and no VM {0}; give a black box, an API socket or the id of a VM whose \
-         black box is in its default place"
-    )]
-    NoTarget(String),
     #[error("the trace broke off; look whether the VM still runs, and trace again")]
     BrokenOff,
 }
 
-/// Writes the trace and says what is in it.
+/// Writes the trace and says what is in it. A VMM that is asked through its socket makes it itself,
+/// with its own permissions; one that does not answer is traced from its black box, as others are.
 ///
 /// # Errors
 /// There is no such VM, its black box cannot be read, or the file cannot be written.
 pub fn trace(arguments: &TraceArgs) -> Result<(), Failure> {
     let period = Duration::from_millis(arguments.ms);
-    match resolve(&arguments.target)? {
-        Target::BlackBox(path) => {
-            let reader = Reader::open(&path).map_err(Failure::misuse)?;
-            let mut source = || reader.snapshot().map_err(Into::into);
-            write(arguments, Some(&path), |out| {
-                record(&mut source, period, &|| true, out).map_err(Failure::failed)
-            })
-        }
-        Target::Socket(path) => {
-            let answer = socket::ask(&path, period).map_err(Failure::failed)?;
-            write(arguments, None, |mut out| {
-                answer.copy_to(&mut out).map_err(Failure::failed)?;
-                Ok(out)
-            })
+    let path = Path::new(&arguments.target);
+    let mut silence = None;
+    if is_socket(path) {
+        match socket::ask(path, period) {
+            Ok(answer) => {
+                return write(arguments, None, |mut out| {
+                    answer.copy_to(&mut out).map_err(Failure::failed)?;
+                    Ok(out)
+                });
+            }
+            Err(error) => silence = Some(error),
         }
     }
+    let target = match (Target::find(path), silence) {
+        (Ok(target), None) => target,
+        (Ok(target), Some(error)) => {
+            eprintln!(
+                "{error}; the trace is made from {}",
+                target.path().display()
+            );
+            target
+        }
+        (Err(_), Some(error)) => return Err(Failure::failed(error)),
+        (Err(error), None) => return Err(Failure::misuse(error)),
+    };
+    let mut source = || target.snapshot().map_err(Into::into);
+    write(arguments, Some(target.path()), |out| {
+        record(&mut source, period, &|| true, out).map_err(Failure::failed)
+    })
+}
+
+fn is_socket(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|there| there.file_type().is_socket())
 }
 
 /// Opens the output, has `make` write into it, and says what came of it.
@@ -87,28 +92,6 @@ fn write(
             Err(failure)
         }
     }
-}
-
-fn resolve(target: &OsStr) -> Result<Target, Failure> {
-    let path = Path::new(target);
-    if let Ok(metadata) = path.metadata() {
-        let path = path.to_owned();
-        let is_socket = metadata.file_type().is_socket();
-        return Ok(if is_socket {
-            Target::Socket(path)
-        } else {
-            Target::BlackBox(path)
-        });
-    }
-    let name = format!("{}.blackbox", target.display());
-    let folders = [black_box::default_folder(), PathBuf::from("/run/vitrine")];
-    let is_id = !name.contains('/');
-    let mut paths = folders.into_iter().map(|folder| folder.join(&name));
-    let found = paths.find(|path| is_id && path.exists());
-    let missing = || TraceFailure::NoTarget(target.display().to_string());
-    found
-        .map(Target::BlackBox)
-        .ok_or_else(|| Failure::misuse(missing()))
 }
 
 /// Says on standard error what the trace has and what not, from its last lines.

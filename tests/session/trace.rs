@@ -160,7 +160,7 @@ fn what_cannot_be_traced_or_written_is_refused_and_nothing_is_harmed() {
     let black_box = boxes.next().unwrap().to_str().unwrap().to_owned();
     let fine = "SCRATCH/out.json";
     let cases: [(&[&str], &str); 8] = [
-        (&["nobody", "-o", fine], "no file and no VM nobody"),
+        (&["nobody", "-o", fine], "no VM has that id"),
         (&["SCRATCH/target", "-o", fine], "not a black box"),
         (&[&black_box, "-o", &black_box], "is the black box itself"),
         (&[&black_box, "-o", "SCRATCH/link"], "not a regular file"),
