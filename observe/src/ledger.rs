@@ -27,8 +27,8 @@
 //! halted    = slept + polled
 //! throttled = min(delay, Δ cgroup cpu_throttled)
 //! waiting   = delay - throttled
-//! fault     = 0
-//! blocked   = asleep - slept
+//! fault     = asleep - slept, if the thread had major faults; else 0
+//! blocked   = asleep - slept - fault
 //! guest     = min(Δ task guest, in)           in = max(0, run - delay - asleep - polled)
 //! kernel    = in - guest
 //! residue   = wall - (guest + kernel + handler + halted + waiting + throttled + fault + blocked
@@ -42,8 +42,9 @@
 //!   which is `delay` already; and it comes at the end of a halt, so that of one that began before
 //!   the earlier sample is too long. The scheduler's sleep bounds it; what is cut off is
 //!   [`Account::halt_overlap_ns`].
-//! * `blocked` is sleep that neither a halt nor a pause explains: faults that wait for I/O, among
-//!   others. What of it are faults is not told yet, hence `fault` is 0.
+//! * `fault` is sleep that neither a halt nor a pause explains, when the thread had major faults in
+//!   the same time: pages that the host read back, or that a userfaultfd answered for. A fault
+//!   counts when it is over: the sleep of one that goes on is in `blocked` until then.
 //! * `handler` is wall time: a thread that loses its CPU or sleeps in a handler has that time in
 //!   `waiting` or `blocked`, too, and `in` is less by as much.
 //! * The kernel brings `cpu` up to date at each tick, and without virtual CPU accounting `guest`
@@ -60,10 +61,12 @@
 )]
 
 mod read;
+mod sampler;
 
 use crate::reader::Snapshot;
 pub use read::Moment;
 use read::{Pair, Sampled};
+pub use sampler::{LedgerBlock, LedgerSampler, PARTS};
 
 /// Where the time of one vCPU went. A part that is `None` could not be told; [`Account::notes`]
 /// say why, and its time is in the residue.
@@ -85,7 +88,7 @@ pub struct Account {
     pub waiting_ns: Option<u64>,
     /// Could run, and the cgroup's CPU limit forbade it.
     pub throttled_ns: Option<u64>,
-    /// Waited for the host to bring in a page. Not told yet: 0, and in `blocked_ns`.
+    /// Waited for the host to bring in a page.
     pub fault_ns: Option<u64>,
     /// Asleep for no known reason.
     pub blocked_ns: Option<u64>,
@@ -120,11 +123,31 @@ pub enum Note {
     NoCgroup,
     /// Pauses that ended in between are not told: their time is in `blocked` or the residue.
     NoPaused,
-    /// The time of host faults is not told: it is in `blocked`.
-    NoFault,
 }
 
 impl Note {
+    /// All of them, in the order of the exported rows.
+    pub const ALL: [Note; 6] = [
+        Note::NoVcpu,
+        Note::Unsettled,
+        Note::NoTask,
+        Note::NoKvm,
+        Note::NoCgroup,
+        Note::NoPaused,
+    ];
+
+    /// Its name, for labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Note::NoVcpu => "no_vcpu",
+            Note::Unsettled => "unsettled",
+            Note::NoTask => "no_task",
+            Note::NoKvm => "no_kvm",
+            Note::NoCgroup => "no_cgroup",
+            Note::NoPaused => "no_paused",
+        }
+    }
+
     /// A sentence for people.
     pub fn text(self) -> &'static str {
         match self {
@@ -138,7 +161,6 @@ impl Note {
                 "the cgroup's CPU controller is missing: throttled time counts as waiting"
             }
             Note::NoPaused => "pauses that ended are not told",
-            Note::NoFault => "host faults are not told apart: their time is in blocked",
         }
     }
 }
@@ -147,16 +169,27 @@ impl Account {
     /// The parts by name, in the order in which they are shown. Together with the residue they are
     /// the wall time.
     pub fn parts(&self) -> [(&'static str, Option<u64>); 9] {
+        let [
+            guest,
+            kernel,
+            handler,
+            halted,
+            waiting,
+            throttled,
+            fault,
+            blocked,
+            paused,
+        ] = PARTS;
         [
-            ("guest", self.guest_ns),
-            ("kernel", self.kernel_ns),
-            ("handler", self.handler_ns),
-            ("halted", self.halted_ns),
-            ("waiting", self.waiting_ns),
-            ("throttled", self.throttled_ns),
-            ("fault", self.fault_ns),
-            ("blocked", self.blocked_ns),
-            ("paused", self.paused_ns),
+            (guest, self.guest_ns),
+            (kernel, self.kernel_ns),
+            (handler, self.handler_ns),
+            (halted, self.halted_ns),
+            (waiting, self.waiting_ns),
+            (throttled, self.throttled_ns),
+            (fault, self.fault_ns),
+            (blocked, self.blocked_ns),
+            (paused, self.paused_ns),
         ]
     }
 
@@ -199,13 +232,10 @@ pub fn between(earlier: &Moment, later: &Moment, vcpu: usize) -> Account {
     let mut account = Account {
         vcpu,
         wall_ns: pair.wall_ns,
-        fault_ns: Some(0),
-        notes: vec![Note::NoFault],
         ..Account::default()
     };
     let Some(run) = pair.run() else {
         account.note(Note::NoVcpu);
-        account.fault_ns = None;
         return account.close();
     };
     if !pair.is_settled() {
@@ -262,7 +292,10 @@ fn split(account: &mut Account, pair: &Pair<'_>, seen: &Seen, task: Option<&Samp
     if let (Some(halt_wait), Some(kvm)) = (halt_wait, &kvm) {
         let slept = asleep.min(halt_wait);
         account.halted_ns = Some(slept.saturating_add(polled));
-        account.blocked_ns = Some(asleep.saturating_sub(slept));
+        let other = asleep.saturating_sub(slept);
+        let fault = if pair.faulted() { other } else { 0 };
+        account.fault_ns = Some(fault);
+        account.blocked_ns = Some(other.saturating_sub(fault));
         account.halt_overlap_ns = kvm.waited.saturating_sub(slept);
     }
     let throttled = pair.throttled().map(|throttled| throttled.min(delay));

@@ -139,7 +139,11 @@ impl Reader {
     /// # Errors
     /// [`ReadError`] when the file can no longer be read; not when it is torn or cut short.
     pub fn snapshot(&self) -> Result<Snapshot, ReadError> {
-        let mut snapshot = take(&self.file, &self.path)?;
+        Ok(self.with_life(take(&self.file, &self.path)?))
+    }
+
+    /// Whether the writer lives, and so up to when the snapshot tells.
+    fn with_life(&self, mut snapshot: Snapshot) -> Snapshot {
         let header = &snapshot.header;
         let ours = self.given && header.pid == u64::from(std::process::id());
         snapshot.writer_alive = match header.locked {
@@ -150,7 +154,7 @@ impl Reader {
         if snapshot.writer_alive == Some(true) {
             snapshot.now_monotonic_ns = monotonic_ns();
         }
-        Ok(snapshot)
+        snapshot
     }
 }
 
@@ -234,38 +238,92 @@ fn read_header<S: Source>(source: &S, path: &Path) -> Result<Vec<u8>, ReadError>
 }
 
 fn take<S: Source>(source: &S, path: &Path) -> Result<Snapshot, ReadError> {
-    let fail = |source| ReadError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let bytes = read_header(source, path)?;
-    let header = HeaderView::parse(&bytes);
-    let (offset, used, whole) = header::directory(&bytes);
-    let text = read(source, offset, used).map_err(fail)?;
-    let mut truncated = !whole
-        || bytes.len() < HEADER_BYTES
-        || text.len() < used
-        || source.length().map_err(fail)? < header.file_bytes;
-    let directory = directory::parse(&text);
-    truncated |= directory.truncated;
-    let mut budget = section::Budget::default();
-    let mut sections = Vec::new();
-    for entry in directory.sections {
-        match section::load(source, entry, &mut budget).map_err(fail)? {
-            Some(section) => {
-                truncated |= section.truncated;
-                sections.push(section);
+    let mut known = Known::default();
+    known.take(source, path, &|_| true)
+}
+
+/// The directory as it was last read.
+#[derive(Debug, Default)]
+struct Known {
+    used: usize,
+    directory: directory::Directory,
+}
+
+impl Known {
+    /// Reads the header, the directory if it has grown, and the sections whose names are `wanted`.
+    fn take<S: Source>(
+        &mut self,
+        source: &S,
+        path: &Path,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Snapshot, ReadError> {
+        let fail = |source| ReadError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let bytes = read_header(source, path)?;
+        let header = HeaderView::parse(&bytes);
+        let (offset, used, whole) = header::directory(&bytes);
+        let mut truncated = !whole
+            || bytes.len() < HEADER_BYTES
+            || source.length().map_err(fail)? < header.file_bytes;
+        if used != self.used {
+            let text = read(source, offset, used).map_err(fail)?;
+            truncated |= text.len() < used;
+            self.directory = directory::parse(&text);
+            let sections = &mut self.directory.sections;
+            sections.retain(|entry| wanted(&entry.name));
+            self.used = if truncated { 0 } else { used };
+        }
+        truncated |= self.directory.truncated;
+        let mut budget = section::Budget::default();
+        let mut sections = Vec::new();
+        for entry in &self.directory.sections {
+            match section::load(source, entry, &mut budget).map_err(fail)? {
+                Some(section) => {
+                    truncated |= section.truncated;
+                    sections.push(section);
+                }
+                None => truncated = true,
             }
-            None => truncated = true,
+        }
+        Ok(Snapshot {
+            now_monotonic_ns: header.last_known_ns(),
+            header,
+            sections,
+            truncated,
+            writer_alive: None,
+        })
+    }
+}
+
+/// Reads some sections of a black box again and again, such as the watcher its own: the directory,
+/// which only grows, is read once.
+pub struct Follower {
+    reader: Reader,
+    wanted: Box<dyn Fn(&str) -> bool + Send>,
+    known: Known,
+}
+
+impl Follower {
+    /// Follows the sections whose names are `wanted`.
+    pub fn new(reader: Reader, wanted: impl Fn(&str) -> bool + Send + 'static) -> Self {
+        Follower {
+            reader,
+            wanted: Box::new(wanted),
+            known: Known::default(),
         }
     }
-    Ok(Snapshot {
-        now_monotonic_ns: header.last_known_ns(),
-        header,
-        sections,
-        truncated,
-        writer_alive: None,
-    })
+
+    /// As [`Reader::snapshot`], of the sections that are wanted.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn snapshot(&mut self) -> Result<Snapshot, ReadError> {
+        let Reader { file, path, .. } = &self.reader;
+        let snapshot = self.known.take(file, path, &self.wanted)?;
+        Ok(self.reader.with_life(snapshot))
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod agreement;
 mod boots;
 mod disk;
 mod ends;
+mod ledger;
 mod net;
 mod pause;
 mod trace;

@@ -12,12 +12,12 @@ use crate::harness::Guest;
 use crate::{PATIENCE, VERSIONS, linux, told};
 
 /// A tap with an address, removed with it.
-struct Tap {
+pub struct Tap {
     name: &'static str,
 }
 
 impl Tap {
-    fn new(name: &'static str, address: &str) -> Tap {
+    pub fn new(name: &'static str, address: &str) -> Tap {
         let ip = |arguments: &str| {
             let output = Command::new("ip")
                 .args(arguments.split(' '))
@@ -41,9 +41,9 @@ impl Drop for Tap {
 }
 
 const MAC: [u8; 6] = [0x06, 0, 0xAC, 0x10, 0, 2];
-const UP: &str = "ip link set lo up; ip addr add 10.111.0.2/24 dev eth0; ip link set eth0 up\n";
+pub const UP: &str = "ip link set lo up; ip addr add 10.111.0.2/24 dev eth0; ip link set eth0 up\n";
 
-fn with_tap(mut spec: VmSpec, tap: &Tap, mtu: Option<u16>) -> VmSpec {
+pub fn with_tap(mut spec: VmSpec, tap: &Tap, mtu: Option<u16>) -> VmSpec {
     let id = "eth0".to_owned();
     spec.networks.push(NetSpec {
         id,

@@ -6,6 +6,7 @@ use devices::legacy::ConsoleBlock;
 use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::Section;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
+use observe::ledger::LedgerBlock;
 use observe::openmetrics::{MetricType, families_of};
 
 use crate::vcpu::counters::VcpuBlock;
@@ -68,5 +69,6 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<CgroupBlock>();
     check::<HostBlock>();
     check::<MemoryBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 13, "a table for no block");
+    check::<LedgerBlock>();
+    assert_eq!(PAGE.matches("_...` |").count(), 14, "a table for no block");
 }

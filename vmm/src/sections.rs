@@ -4,6 +4,7 @@ use devices::legacy::ConsoleBlock;
 use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::SectionKind;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
+use observe::ledger::LedgerBlock;
 
 use crate::vcpu::counters::VcpuBlock;
 use crate::watcher::kvm_table::{KvmVcpuBlock, KvmVmBlock};
@@ -23,6 +24,7 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<CgroupBlock>(),
     SectionKind::of::<HostBlock>(),
     SectionKind::of::<MemoryBlock>(),
+    SectionKind::of::<LedgerBlock>(),
 ];
 
 #[cfg(test)]

@@ -245,7 +245,8 @@ impl Vm {
     }
 }
 
-fn open_reader(black_box: &BlackBox) -> Result<Reader, LaunchError> {
+/// A reader of a black box that this process writes.
+pub(crate) fn open_reader(black_box: &BlackBox) -> Result<Reader, LaunchError> {
     let refused = |source| LaunchError::Refused {
         what: "a descriptor for reading the black box",
         source,

@@ -26,8 +26,8 @@ pub struct Moment {
     pub(super) moment_ns: u64,
     is_making: bool,
     vcpu: Option<Vcpu>,
-    /// CPU time, run delay and guest time of the thread.
-    task: Sample<3>,
+    /// CPU time, run delay and guest time of the thread, and its major faults.
+    task: Sample<4>,
     /// Waited and polled in halts.
     kvm: Sample<2>,
     is_blocking: bool,
@@ -93,7 +93,13 @@ impl Moment {
                 let number = |field| section.table(field, &thread)?.as_u64();
                 // A thread that was never seen has no account.
                 number("cpu").filter(|cpu| *cpu > 0)?;
-                Some([number("cpu")?, number("run_delay")?, number("guest")?])
+                let faults = number("major_faults").unwrap_or(0);
+                Some([
+                    number("cpu")?,
+                    number("run_delay")?,
+                    number("guest")?,
+                    faults,
+                ])
             }),
             kvm: source.sample(&kvm_name, dated, halts),
             is_blocking: matches!(kvm.and_then(level), Some(1..)),
@@ -338,7 +344,18 @@ impl<'a> Pair<'a> {
 
     /// The scheduler's CPU time, run delay and guest time of the thread.
     pub(super) fn task(&self) -> Option<Sampled<3>> {
-        self.sampled(|moment| &moment.task)
+        let all = self.sampled(|moment| &moment.task)?;
+        let [cpu, delay, guest, _] = all.numbers;
+        Some(Sampled {
+            numbers: [cpu, delay, guest],
+            lag_ns: all.lag_ns,
+        })
+    }
+
+    /// Whether the thread had page faults that needed I/O, or another's answer.
+    pub(super) fn faulted(&self) -> bool {
+        let faults = |moment: &Moment| moment.task.numbers.map_or(0, |[.., faults]| faults);
+        faults(self.later) > faults(self.earlier)
     }
 
     /// KVM's account of halts.

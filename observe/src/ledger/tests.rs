@@ -247,10 +247,15 @@ fn a_whole_account_leaves_no_residue() {
     ];
     assert_eq!(account.handler_by_reason, by_reason);
     assert_eq!(account.handler_by_device, [("serial".to_owned(), S / 16)]);
-    assert_eq!(
-        (account.notes, account.halt_overlap_ns),
-        (vec![Note::NoFault], 0)
-    );
+    assert_eq!((account.notes, account.halt_overlap_ns), (Vec::new(), 0));
+
+    // With a major fault, what was blocked was the fault.
+    world.task.rows[0].major_faults.inc();
+    world.sampled(20 * S);
+    let account = super::account(Some(&earlier), &world.at(20 * S), 0);
+    check_sum(&account);
+    assert!(near(account.fault_ns, 3 * S / 10), "{account:#?}");
+    assert_eq!(account.blocked_ns, Some(0));
 }
 
 #[test]
@@ -342,7 +347,7 @@ fn without_kvms_statistics_sleep_is_residue() {
     assert_eq!((account.halted_ns, account.blocked_ns), (None, None));
     assert_eq!(account.throttled_ns, None);
     assert!((account.residue_ns - i128::from(4 * S)).abs() < 100_000);
-    assert_eq!(account.notes, [Note::NoFault, Note::NoKvm, Note::NoCgroup]);
+    assert_eq!(account.notes, [Note::NoKvm, Note::NoCgroup]);
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub(super) struct Entry {
     pub offset: u64,
     pub bytes: usize,
     /// For each table label the names of the rows.
-    pub labels: Vec<(String, Vec<String>)>,
+    pub labels: Arc<Vec<(String, Vec<String>)>>,
 }
 
 #[derive(Debug, Default)]
@@ -228,7 +228,7 @@ impl Parser {
                 name: place.name,
                 offset: place.offset,
                 bytes: place.bytes,
-                labels: place.labels,
+                labels: Arc::new(place.labels),
             })
         });
         Directory {

@@ -35,7 +35,9 @@ pub struct SectionView {
     /// The file ends before it does.
     pub truncated: bool,
     kind: Arc<Kind>,
-    labels: Vec<(String, Vec<String>)>,
+    labels: Arc<Vec<(String, Vec<String>)>>,
+    /// Names of rows that the section holds itself.
+    own: Vec<(String, Vec<String>)>,
     bytes: Vec<u8>,
     /// For the ring at an offset, its count before and after `bytes` were read.
     rings: BTreeMap<usize, (u64, u64)>,
@@ -138,35 +140,40 @@ impl SectionView {
     /// The name of row `number` of the tables with that label, such as the exit that a heartbeat's
     /// `reason` stands for; `None` if it has none.
     pub fn row_name(&self, label: &str, number: usize) -> Option<&str> {
-        let (_, names) = self.labels.iter().find(|(known, _)| known == label)?;
-        let name = names.get(number).map(String::as_str);
+        let name = self.names(label)?.get(number).map(String::as_str);
         name.filter(|name| !name.is_empty())
     }
 
     /// Gives their names to the rows that carry them: tables of which a gauge column is called as
     /// their label is. The names take of the budget what they would take in the directory.
     fn name_rows(&mut self) {
-        let reasons = self.labels.iter().find(|(label, _)| label == "reason");
-        let reasons = reasons.map_or(Vec::new(), |(_, names)| names.clone());
+        let reasons = self.names("reason").unwrap_or_default();
+        let mut own = Vec::new();
         for field in self.kind.fields.iter().filter(|field| field.names_rows()) {
             let name = |row| {
                 let word = word(&self.bytes, element(field, row)?)?;
-                PlaceWord(word).name(&reasons)
+                PlaceWord(word).name(reasons)
             };
             let names = (0..field.count).map(|row| name(row).unwrap_or_default());
             let names: Vec<String> = names.collect();
-            self.labels.retain(|(label, _)| *label != field.label);
-            self.labels.push((field.label.clone(), names));
+            own.push((field.label.clone(), names));
         }
+        self.own = own;
+    }
+
+    /// The names of the rows of the tables with that label.
+    fn names(&self, label: &str) -> Option<&[String]> {
+        let known = self.own.iter().chain(self.labels.iter());
+        let mut known = known.filter(|(known, _)| known == label);
+        known.next().map(|(_, names)| names.as_slice())
     }
 
     /// Row numbers and names: the one nameless row of a lone field, the named ones of a column.
     fn rows(&self, field: &FieldView) -> impl Iterator<Item = (usize, &str)> {
         let lone = field.label.is_empty();
-        let names = self.labels.iter().find(|(label, _)| *label == field.label);
-        let names = names.filter(|_| !lone).into_iter();
+        let names = self.names(&field.label).filter(|_| !lone).into_iter();
         let named = names
-            .flat_map(|(_, names)| names.iter().map(String::as_str).enumerate())
+            .flat_map(|names| names.iter().map(String::as_str).enumerate())
             .take(field.count)
             .filter(|(_, name)| !name.is_empty());
         lone.then_some((0, "")).into_iter().chain(named)
@@ -221,15 +228,16 @@ fn element(field: &FieldView, row: usize) -> Option<usize> {
 /// Reads a section; `None` if it does not fit what may still be read.
 pub(super) fn load<S: Source>(
     source: &S,
-    entry: Entry,
+    entry: &Entry,
     budget: &mut Budget,
 ) -> std::io::Result<Option<SectionView>> {
     let mut section = SectionView {
-        instance: instance(&entry),
-        name: entry.name,
+        instance: instance(entry),
+        name: entry.name.clone(),
         truncated: false,
-        kind: entry.kind,
-        labels: entry.labels,
+        kind: Arc::clone(&entry.kind),
+        labels: Arc::clone(&entry.labels),
+        own: Vec::new(),
         bytes: Vec::new(),
         rings: BTreeMap::new(),
         heartbeats: BTreeMap::new(),

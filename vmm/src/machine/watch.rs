@@ -4,9 +4,10 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use memory::GuestRam;
 use observe::BlackBox;
 use observe::host::{HostSampler, MemorySampler, TaskSampler};
+use observe::ledger::LedgerSampler;
 
 use crate::spec::VmSpec;
-use crate::vm::LaunchError;
+use crate::vm::{LaunchError, open_reader};
 use crate::watcher::kvm_table::KvmSampler;
 use crate::watcher::{Source, Watcher};
 
@@ -23,7 +24,7 @@ pub fn watcher(
     black_box: &mut BlackBox,
 ) -> Result<Watcher, LaunchError> {
     // By the number of a source in the heartbeat, from 1.
-    let names = ["", "task", "kvm", "host", "memory"].map(ToOwned::to_owned);
+    let names = ["", "task", "kvm", "host", "memory", "ledger"].map(ToOwned::to_owned);
     let block = black_box.section("thread/watcher", &[("reason", &names)])?;
     let mut tasks = TaskSampler::new(black_box, &threads(spec))?;
     let mut of_vm = KvmSampler::of_vm(vm, black_box)?;
@@ -33,6 +34,8 @@ pub fn watcher(
     }
     let mut host = HostSampler::new(black_box)?;
     let mut memory = MemorySampler::new(black_box, &regions(ram))?;
+    let reader = open_reader(black_box)?;
+    let mut ledger = LedgerSampler::new(black_box, reader, fds.len())?;
     let kvm = move || {
         of_vm.iter_mut().for_each(KvmSampler::sample);
         of_vcpus.iter_mut().for_each(KvmSampler::sample);
@@ -46,6 +49,15 @@ pub fn watcher(
             "memory",
             Box::new(move || {
                 memory.sample();
+            }),
+        ),
+        // After all that it reads.
+        source(
+            "ledger",
+            Box::new(move || {
+                if let Err(error) = ledger.sample() {
+                    tracing::debug!("the ledger is not kept: {error}");
+                }
             }),
         ),
     ];
