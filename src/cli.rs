@@ -13,6 +13,7 @@ mod report;
 mod run;
 mod screen;
 mod signals;
+mod slim;
 mod supervise;
 mod target;
 mod top;

@@ -11,8 +11,8 @@ use api::kvm::KvmLauncher;
 use api::machine::{Command, Ending, Launcher, Machine, MachineError};
 use api::vmm::VmSpec;
 
-use super::Failure;
 use super::signals::Signals;
+use super::{Failure, slim};
 
 /// How long an orderly stop may take, all its steps together.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
@@ -39,6 +39,7 @@ impl Launcher for Watched {
         let launched = self.inner.launch(spec);
         if let Ok(machine) = &launched {
             let _ = self.machine.set(Arc::clone(machine));
+            slim::after_the_start();
         }
         self.launching.store(false, Ordering::Release);
         launched
