@@ -42,7 +42,7 @@ void trap_init(void)
 	asm volatile("lidt %0" : : "m"(pointer) : "memory");
 }
 
-/* No interrupt controller is set up: mask the old ones before interrupts are let in. */
+/* The old interrupt controllers are not set up: mask them before interrupts are let in. */
 void interrupts_masked(void)
 {
 	outb(0x21, 0xFF);
@@ -65,12 +65,12 @@ void zoo_trap(const struct frame *frame)
 {
 	u64 cr2;
 
+	if (interrupt_taken(frame->vector))
+		return;
 	if (frame->vector == 2) {
 		put("zoo: nmi\n");
 		return;
 	}
-	if (frame->vector >= 32)
-		return;
 	asm volatile("movq %%cr2, %0" : "=r"(cr2));
 	put("zoo: exception ");
 	put_number(frame->vector);

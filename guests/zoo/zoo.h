@@ -96,6 +96,14 @@ bool command_blk_read(struct text fields);
 bool command_blk_write(struct text fields);
 bool command_bad_ring(struct text fields);
 
+/* interrupts.c */
+/* Counts it; true if it was an interrupt, or an NMI that somebody awaits. */
+bool interrupt_taken(u64 vector);
+bool command_timer_hlt(struct text fields);
+bool command_self_ipi(struct text fields);
+bool command_nmi(struct text fields);
+bool command_hypercall(struct text fields);
+
 /* commands.c */
 struct boot {
 	bool pvh;

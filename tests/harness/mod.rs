@@ -181,6 +181,22 @@ impl Guest {
     pub fn seen(&self) -> Seen {
         Seen(self.vm.snapshot().unwrap())
     }
+
+    /// What Vitrine has seen once the watcher has looked at all that is so now.
+    pub fn sampled(&self, patience: Duration) -> Seen {
+        let rounds = |seen: &Seen| seen.number("thread/watcher", "loops", "");
+        // A round counts when it begins, and one may be under way: the next is whole when the one
+        // after it begins.
+        let (first, end) = (rounds(&self.seen()), Instant::now() + patience);
+        loop {
+            let seen = self.seen();
+            if rounds(&seen) >= first + 2 {
+                return seen;
+            }
+            assert!(Instant::now() < end, "the watcher takes no sample");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 /// What Vitrine has seen.

@@ -3,6 +3,9 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+#[path = "../exact/mod.rs"]
+mod exact;
+
 mod agreement;
 mod boots;
 mod disk;

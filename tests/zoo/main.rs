@@ -4,12 +4,15 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
-mod agreement;
+#[path = "../exact/mod.rs"]
+mod exact;
+
 mod exactness;
 mod exit_path;
 mod hostile;
 mod lifecycle;
 mod trace;
+mod watched;
 
 use harness::{Finished, Guest, image, spec};
 use std::time::Duration;
