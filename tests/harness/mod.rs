@@ -3,6 +3,7 @@
 
 pub mod chrome;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -242,6 +243,27 @@ impl Seen {
             .written
     }
 
+    /// All that may never go down: counters, and each bucket and the sum of each histogram.
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        for section in &self.0.sections {
+            for (field, row, value) in section.values() {
+                let name = format!("{} {} {row}", section.name, field.name);
+                match value {
+                    Value::Counter(count) => drop(counts.insert(name, count)),
+                    Value::Histogram(histogram) => {
+                        for (bucket, count) in histogram.buckets.iter().enumerate() {
+                            counts.insert(format!("{name} bucket {bucket}"), *count);
+                        }
+                        counts.insert(format!("{name} sum"), histogram.sum);
+                    }
+                    Value::Gauge(_) | Value::Heartbeat(_) | Value::Flight(_) => {}
+                }
+            }
+        }
+        counts
+    }
+
     /// User exits of vCPU 0 of this kind.
     pub fn exits(&self, reason: &str) -> u64 {
         self.number("vcpu/0", "exits", reason)
@@ -251,6 +273,18 @@ impl Seen {
     pub fn accesses(&self, device: &str) -> (u64, u64) {
         let number = |field| self.number("vcpu/0", field, device);
         (number("device_reads"), number("device_writes"))
+    }
+}
+
+/// Fails if a count of `before` is less in `now`, or not there.
+pub fn assert_none_went_down(
+    when: &str,
+    before: &BTreeMap<String, u64>,
+    now: &BTreeMap<String, u64>,
+) {
+    for (name, count) in before {
+        let is = now.get(name);
+        assert!(is >= Some(count), "{when}: {name}: {count} -> {is:?}");
     }
 }
 

@@ -8,6 +8,7 @@ mod exact;
 
 mod agreement;
 mod boots;
+mod counters;
 mod disk;
 mod ends;
 mod ledger;

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
+use crate::harness::Scratch;
 
 /// Prometheus' checker: `$VITRINE_PROMTOOL`, else the installed one.
 fn promtool() -> PathBuf {
@@ -66,34 +67,81 @@ fn counts(text: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
+/// What was scraped last, and that no count has gone down since.
+struct Looks<'a> {
+    daemon: &'a Daemon,
+    last: BTreeMap<String, f64>,
+}
+
+impl Looks<'_> {
+    /// Scrapes twice, for a scrape may not change what it reads. How many samples there were.
+    fn look(&mut self, state: &str) -> usize {
+        for _ in 0..2 {
+            let counts = counts(&scrape(self.daemon, state));
+            for (sample, before) in &self.last {
+                let now = counts.get(sample);
+                assert!(
+                    now >= Some(before),
+                    "{state}: {sample}: {before} -> {now:?}"
+                );
+            }
+            self.last = counts;
+        }
+        self.last.len()
+    }
+
+    /// A counter of the drive `d`.
+    fn of_device(&self, counter: &str) -> f64 {
+        let sample =
+            format!("vitrine_device_{counter}_total{{vm=\"anonymous-instance\",device=\"d\"}}");
+        self.last[&sample]
+    }
+}
+
 #[test]
 fn metrics_are_valid_in_every_state_and_counters_never_go_down() {
-    let daemon = Daemon::new();
-    let mut last = BTreeMap::new();
-    let mut look = |state: &str| {
-        let counts = counts(&scrape(&daemon, state));
-        for (sample, before) in &last {
-            let now = counts.get(sample);
-            assert!(
-                now >= Some(before),
-                "{state}: {sample}: {before} -> {now:?}"
-            );
-        }
-        last = counts;
-        last.len()
+    let path = "SCRATCH/metrics";
+    let arguments = ["--api-sock", "SCRATCH/api.sock", "--metrics-path", path];
+    let mut daemon = Daemon::with(Scratch::new(), &arguments);
+    daemon.await_path("api.sock");
+    let mut input = daemon.child.stdin.take().unwrap();
+    let disk = daemon.scratch.disk("disk", 64 * 512, 3);
+    let drive = json!({"drive_id": "d", "is_root_device": false, "path_on_host": disk});
+    daemon.put("/drives/d", &drive);
+    let last = BTreeMap::new();
+    let mut looks = Looks {
+        daemon: &daemon,
+        last,
     };
-    let before = look("not started");
-    daemon.boot("quiet pio_write=0x80:100 print=ready loop_pio=0x81");
-    look("started");
-    daemon.await_output("ready");
-    let running = look("running");
-    assert!(running > before + 20, "{before} -> {running}");
-    for _ in 0..3 {
+    let before = looks.look("not started");
+    // The guest resets the drive and takes it anew for each word that uses it, and waits for input.
+    daemon.boot(
+        "pio_write=0x80:100 blk_read=0:8 print=first echo blk_read=0:8 print=second echo \
+         bad_ring=0:loop print=third echo blk_read=0:8 print=fourth loop_pio=0x81",
+    );
+    looks.look("started");
+    let words = ["first", "second", "third", "fourth"];
+    for (word, activations) in words.into_iter().zip(1u8..) {
+        daemon.await_output(word);
+        let running = looks.look(word);
+        assert!(running > before + 20, "{word}: {before} -> {running}");
+        assert_eq!(looks.of_device("activations"), f64::from(activations));
+        assert!(
+            looks.of_device("resets") + 1.0 >= f64::from(activations),
+            "{word}"
+        );
         daemon.put("/vm", &json!({"state": "Paused"}));
-        look("paused");
+        looks.look("paused");
+        daemon.put("/actions", &json!({"action_type": "FlushMetrics"}));
+        looks.look("flushed while paused");
         daemon.put("/vm", &json!({"state": "Resumed"}));
-        look("resumed");
+        looks.look("resumed");
+        daemon.put("/actions", &json!({"action_type": "FlushMetrics"}));
+        looks.look("flushed");
+        input.write_all(b"q").unwrap();
     }
+    assert_eq!(looks.of_device("needs_reset"), 1.0);
+    assert_eq!(daemon.text("metrics").lines().count(), 1 + 2 * words.len());
 }
 
 #[test]
