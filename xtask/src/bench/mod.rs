@@ -4,6 +4,7 @@ mod boot;
 mod exits;
 mod pss;
 mod start;
+mod watcher;
 
 use std::path::PathBuf;
 
@@ -35,6 +36,15 @@ pub enum Bench {
         #[arg(long, default_value_t = 20)]
         runs: u32,
     },
+    /// CPU time of the thread that looks at a halted guest, on this machine's KVM
+    Watcher {
+        /// How often it is measured
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+        /// Seconds of each run
+        #[arg(long, default_value_t = 30)]
+        seconds: u32,
+    },
 }
 
 /// Runs a benchmark.
@@ -43,6 +53,7 @@ pub fn main(bench: &Bench) -> Result<()> {
         Bench::Boot { runs, bound } => boot::main(*runs, *bound),
         Bench::Exits => exits::main(),
         Bench::Start { runs } => start::main(*runs),
+        Bench::Watcher { runs, seconds } => watcher::main(*runs, *seconds),
     }
 }
 

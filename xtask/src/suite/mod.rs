@@ -96,7 +96,7 @@ fn timed(suite: Suite, filter: Option<&str>) -> Row {
 }
 
 /// Whether this machine's KVM can be used at all.
-fn kvm_opens() -> bool {
+pub fn kvm_opens() -> bool {
     fs::File::options()
         .read(true)
         .write(true)
