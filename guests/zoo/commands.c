@@ -225,6 +225,7 @@ static const struct {
 	{ "kick", command_kick },
 	{ "blk_read", command_blk_read },
 	{ "blk_write", command_blk_write },
+	{ "loop_blk", command_loop_blk },
 	{ "bad_ring", command_bad_ring },
 	{ "hypercall", command_hypercall },
 	{ "timer_hlt", command_timer_hlt },

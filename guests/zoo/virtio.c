@@ -196,6 +196,35 @@ bool command_blk_write(struct text fields)
 	return true;
 }
 
+/* For ever: each sector is written, read back and compared, each time with other words. */
+bool command_loop_blk(struct text fields)
+{
+	u64 base, slot = field(&fields, 0), count = field(&fields, 1);
+	u16 port = (u16)field(&fields, 0x80);
+
+	if (!count)
+		return failed("no sectors", count);
+	if (!start(slot, &base))
+		return false;
+	for (u64 round = 0;; round++) {
+		u64 sector = round % count;
+
+		for (int i = 0; i < SECTOR / 8; i++)
+			data[i] = round << 32 | (u64)i;
+		if (!transfer(base, 1, sector))
+			return false;
+		inb(port);
+		for (int i = 0; i < SECTOR / 8; i++)
+			data[i] = 0;
+		if (!transfer(base, 0, sector))
+			return false;
+		for (int i = 0; i < SECTOR / 8; i++)
+			if (data[i] != (round << 32 | (u64)i))
+				return failed("read something else in round", round);
+		inb(port);
+	}
+}
+
 /* Breaks descriptor 0 or the avail ring; false if there is no such way. */
 static bool break_ring(struct text kind)
 {

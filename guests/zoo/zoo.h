@@ -94,6 +94,7 @@ void stop_here(void) __attribute__((noreturn));
 bool command_kick(struct text fields);
 bool command_blk_read(struct text fields);
 bool command_blk_write(struct text fields);
+bool command_loop_blk(struct text fields);
 bool command_bad_ring(struct text fields);
 
 /* interrupts.c */

@@ -43,13 +43,13 @@ fn command(daemon: &Daemon, arguments: &[&str]) -> Command {
     command
 }
 
-fn vitrine(daemon: &Daemon, arguments: &[&str]) -> Output {
+pub fn vitrine(daemon: &Daemon, arguments: &[&str]) -> Output {
     command(daemon, arguments).output().unwrap()
 }
 
 /// The standard output, its runs of spaces as one, of a run that ended so.
 #[track_caller]
-fn said(output: &Output, status: i32) -> String {
+pub fn said(output: &Output, status: i32) -> String {
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{text}{errors}");
@@ -60,14 +60,14 @@ fn said(output: &Output, status: i32) -> String {
 }
 
 #[track_caller]
-fn has(text: &str, all: &[&str]) {
+pub fn has(text: &str, all: &[&str]) {
     for words in all {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
     }
 }
 
 /// Stops every thread of the process.
-fn freeze(daemon: &Daemon) {
+pub fn freeze(daemon: &Daemon) {
     daemon.signal("STOP");
     let tasks = format!("/proc/{}/task", daemon.child.id());
     let is_stopped = || {
