@@ -9,6 +9,9 @@ use crate::reader::Ended;
 /// A pulse that has not beaten for so long is late.
 const LATE_NS: u64 = 5_000_000_000;
 
+/// What was looked at so long before the end is told without its moment.
+const FRESH_NS: u64 = 2_000_000_000;
+
 pub(super) fn show(scene: &Scene<'_>, page: &mut Page) {
     let header = &scene.snapshot.header;
     page.title(&format!(
@@ -26,9 +29,14 @@ pub(super) fn show(scene: &Scene<'_>, page: &mut Page) {
         format::span(age)
     ));
     let vcpus = scene.of_kind("vcpu").count();
-    let memory = host::resident(scene).map(|(_, bytes)| {
+    let memory = host::resident(scene).map(|(at, bytes)| {
+        // A large guest's memory is looked at seldom: much may have come since.
+        let moment = match scene.age_ns(at) {
+            0..=FRESH_NS => String::new(),
+            _ => format!(" as of {}", scene.moment(at)),
+        };
         format!(
-            ", {} of guest memory in the host's memory",
+            ", {} of guest memory in the host's memory{moment}",
             format::bytes(bytes)
         )
     });

@@ -9,6 +9,7 @@ use crate::blackbox::{Block, End, HEADER_BYTES};
 use crate::clock::Clock;
 use crate::flight::FlightEvent;
 use crate::heartbeat::Activity;
+use crate::host::MemoryBlock;
 use crate::reader::tests::{bytes_of, genuine, snapshot, with_directory};
 use toys::{Queue, Toys};
 
@@ -96,6 +97,30 @@ fn the_last_sign_of_life_is_that_of_any_thread_but_not_a_torn_one() {
     let dead = Snapshot::from_bytes(&bytes_of(&toys.black_box)).unwrap();
     let after = Scene::new(&dead).end_ns - dead.now_monotonic_ns;
     assert!((19_000_000..10_000_000_000).contains(&after), "{after}");
+}
+
+#[test]
+fn guest_memory_is_counted_once_and_told_with_its_moment_when_that_is_long_ago() {
+    let mut toys = Toys::new();
+    let regions = ["0x0", "0x100000000"].map(ToOwned::to_owned);
+    let labels: [(&str, &[String]); 1] = [("region", &regions)];
+    let memory = toys.black_box.section::<MemoryBlock>("memory", &labels);
+    let memory = memory.unwrap();
+    memory.sampled_at.set(Clock::process().ticks());
+    for row in &memory.rows[..2] {
+        // The sampler counts huge pages of the host's pools as resident, too.
+        row.resident.set(6 << 20);
+        row.hugetlb.set(2 << 20);
+    }
+    let mut snapshot = snapshot(&toys.black_box);
+    assert_eq!(resident_bytes(&snapshot), Some(12 << 20));
+    let text = render(&snapshot, Options::default());
+    let told = "12.0 MiB of guest memory in the host's memory";
+    assert!(text.contains(&format!("{told}.\n")), "{text}");
+    snapshot.now_monotonic_ns += 5_000_000_000;
+    let text = render(&snapshot, Options::default());
+    assert!(text.contains(&format!("{told} as of 20")), "{text}");
+    assert!(text.contains("(-5."), "{text}");
 }
 
 #[test]
