@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub mod chrome;
+pub mod remains;
 
 use std::collections::BTreeMap;
 use std::fs;

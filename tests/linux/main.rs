@@ -6,9 +6,14 @@ mod harness;
 #[path = "../exact/mod.rs"]
 mod exact;
 
+#[allow(dead_code, reason = "sessions use more of it")]
+#[path = "../session/daemon.rs"]
+mod daemon;
+
 mod agreement;
 mod boots;
 mod counters;
+mod deaths;
 mod disk;
 mod ends;
 mod ledger;

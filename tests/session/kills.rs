@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vmm::observe::clock::monotonic_ns;
-use vmm::observe::reader::{Ended, Reader, SectionView, Snapshot, Value as Seen};
+use vmm::observe::reader::{Reader, Snapshot};
 
 use crate::daemon::{Daemon, zoo};
 use crate::harness::Scratch;
-use crate::reports::{freeze, has, said, vitrine};
+use crate::harness::remains::{
+    self, chance, exits_are_plausible, has, rings_are_plausible, said, sum, within_one,
+};
+use crate::reports::{freeze, vitrine};
 
 /// The guest writes, reads and compares sectors, and reads a port after each request.
 const WORDS: &str = "quiet loop_blk=0:64:0x81";
@@ -20,11 +23,6 @@ const KILLS: u64 = 50;
 const LOAD: u64 = 10;
 /// Kills come until so long after the start, or later where starting takes long.
 const SPAN: Duration = Duration::from_millis(300);
-/// The pulse comes every second; beyond that a thread may have lived for so long.
-const BEAT_NS: u64 = 1_500_000_000;
-/// What two clocks may differ by that were compared at the VM's start.
-const DRIFT_NS: u64 = 20_000_000;
-
 /// A VM that starts by itself, as its process does.
 fn start() -> Daemon {
     let scratch = Scratch::new();
@@ -71,14 +69,6 @@ fn time_to_load() -> Duration {
         black_box(&daemon).is_some_and(|seen| requests(&seen) >= LOAD)
     });
     start_of_it.elapsed()
-}
-
-/// A number by chance: splitmix64.
-fn chance(seed: u64, number: u64) -> u64 {
-    let mut z = seed.wrapping_add((number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 /// How far the VM was when it was killed.
@@ -142,16 +132,10 @@ fn killed(after: Duration) -> Stage {
     let Some(seen) = black_box(&daemon) else {
         return Stage::Nothing;
     };
-    assert!(!seen.truncated);
-    assert!(seen.sections.iter().all(|section| !section.truncated));
-    assert_eq!(seen.writer_alive, Some(false));
-    assert_eq!(seen.header.end, Ended::Running);
-    assert_eq!(seen.header.vm_id, "boxed");
-    assert_eq!(seen.header.pid, u64::from(daemon.child.id()));
+    remains::are_whole(&seen, "boxed", daemon.child.id());
     rings_are_plausible(&seen, at_ns);
     let text = said(&vitrine(&daemon, &["report", FILE]), 1);
-    has(&text, &["VM boxed: dead\nIt died without a clean end: "]);
-    assert!(!text.contains("cut short or damaged"), "{text}");
+    remains::are_told_as_dead(&text, "boxed");
     let exits = |name: &str| seen.section(name).map_or(0, |vcpu| sum(vcpu, "exits"));
     if exits("vcpu/0") == 0 {
         return Stage::Built;
@@ -167,22 +151,6 @@ fn killed(after: Duration) -> Stage {
     let events = text.split("\nThe last ").nth(1).unwrap();
     has(events, &[" vcpu-0 io_in of 1 byte at ", " io-d d: "]);
     Stage::Loaded
-}
-
-/// All rows of a table together.
-fn sum(section: &SectionView, field: &str) -> u64 {
-    let rows = section.row_names(field);
-    let number = |row| match section.table(field, row) {
-        Some(Seen::Histogram(histogram)) => histogram.count(),
-        other => other.unwrap().as_u64().unwrap(),
-    };
-    rows.map(number).sum()
-}
-
-/// That `number` is `other`, or what it was one event before or after.
-#[track_caller]
-fn within_one(number: u64, other: u64) {
-    assert!(number.abs_diff(other) <= 1, "{number} and {other}");
 }
 
 fn names_everything(text: &str) {
@@ -204,73 +172,13 @@ fn names_everything(text: &str) {
     );
 }
 
-/// The flight rings: in order, and no event after the end or long after the last beat.
-fn rings_are_plausible(seen: &Snapshot, killed_ns: u64) {
-    let clock = &seen.header.clock;
-    let pulse_ns = seen.header.pulse_monotonic_ns.unwrap_or(u64::MAX);
-    assert!(seen.now_monotonic_ns <= killed_ns + DRIFT_NS);
-    for section in &seen.sections {
-        let Some(flight) = section.flight("flight") else {
-            continue;
-        };
-        assert_eq!(flight.events.len() as u64, flight.written.min(511));
-        assert!(flight.events.is_sorted_by_key(|event| event.at));
-        for event in &flight.events {
-            let at_ns = clock.monotonic_of(event.at);
-            assert!(at_ns >= seen.header.created_monotonic_ns - DRIFT_NS);
-            assert!(at_ns <= killed_ns + DRIFT_NS, "{}", section.name);
-            assert!(
-                at_ns <= pulse_ns.saturating_add(BEAT_NS),
-                "{}",
-                section.name
-            );
-        }
-        let heartbeat = section.heartbeat("heartbeat").unwrap();
-        if let Some(last) = flight.events.last().filter(|_| section.kind() == "vcpu") {
-            assert!(heartbeat.since_ticks >= last.at);
-            assert_ne!(heartbeat.tid, 0);
-        }
-    }
-}
-
-/// The counters of one vCPU: each exit is in all of them, but for one that was being served.
-fn exits_are_plausible(vcpu: &SectionView) {
-    let exits = sum(vcpu, "exits");
-    let written = vcpu.flight("flight").unwrap().written;
-    assert!(
-        (written..=written + 1).contains(&exits),
-        "{exits} {written}"
-    );
-    within_one(vcpu.histogram("stay").unwrap().count(), exits);
-    within_one(sum(vcpu, "exit_handler"), exits);
-    within_one(sum(vcpu, "place_exits"), exits);
-    let row = |name| vcpu.table("exits", name).unwrap().as_u64().unwrap();
-    let accesses: u64 = ["io_in", "io_out", "mmio_read", "mmio_write"]
-        .map(row)
-        .iter()
-        .sum();
-    within_one(
-        sum(vcpu, "device_reads") + sum(vcpu, "device_writes"),
-        accesses,
-    );
-}
-
-/// The drive's counters agree with each other, and with the port that is read after each request.
+/// The drive's counters agree with the port that is read after each request, too.
 fn requests_are_plausible(seen: &Snapshot) {
-    let queue = seen.section("queue/d/0").unwrap();
-    let device = seen.section("device/d").unwrap();
-    let of = |field| queue.value(field).unwrap().as_u64().unwrap();
-    let completions = of("completions");
-    assert!((completions..=completions + 1).contains(&requests(seen)));
-    within_one(of("in_flight"), requests(seen) - completions);
-    within_one(of("used_index"), completions & 0xffff);
-    assert!(of("kicks") <= requests(seen) + of("spurious_kicks") + 1);
-    within_one(queue.histogram("service").unwrap().count(), completions);
-    within_one(sum(device, "operations"), completions);
-    assert_eq!(sum(device, "operation_errors"), 0);
+    remains::requests_are_plausible(seen, "d");
+    let completions = seen.section("queue/d/0").unwrap().counter("completions");
     let vcpu = seen.section("vcpu/0").unwrap();
     let reads = vcpu.table("device_reads", "unclaimed-port").unwrap();
-    within_one(reads.as_u64().unwrap(), completions);
+    within_one(reads.as_u64().unwrap(), completions.unwrap());
 }
 
 /// The words of a page without those that count from now: dates, spans, shares of a time.

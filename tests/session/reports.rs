@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, PATIENCE, program};
 use crate::harness::Scratch;
+use crate::harness::remains::{has, said};
 
 const WORDS: &str = "blk_read=0:64 quiet pio_write=0x80:100 print=ready loop_pio=0x81";
 
@@ -45,25 +46,6 @@ fn command(daemon: &Daemon, arguments: &[&str]) -> Command {
 
 pub fn vitrine(daemon: &Daemon, arguments: &[&str]) -> Output {
     command(daemon, arguments).output().unwrap()
-}
-
-/// The standard output, its runs of spaces as one, of a run that ended so.
-#[track_caller]
-pub fn said(output: &Output, status: i32) -> String {
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{text}{errors}");
-    let lines = text
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-#[track_caller]
-pub fn has(text: &str, all: &[&str]) {
-    for words in all {
-        assert!(text.contains(words), "{words:?} is not in:\n{text}");
-    }
 }
 
 /// Stops every thread of the process.

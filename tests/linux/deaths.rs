@@ -1,0 +1,214 @@
+//! What is left of a stock guest's VMM that the host's kernel ended: for want of memory, or by
+//! `kill -9` in the middle of its drive's work.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::json;
+use vmm::observe::clock::monotonic_ns;
+use vmm::observe::reader::{Reader, Snapshot};
+
+use crate::daemon::{Daemon, program};
+use crate::harness::remains::{
+    self, chance, exits_are_plausible, has, requests_are_plausible, rings_are_plausible, said,
+};
+use crate::harness::{Scratch, image};
+use crate::{PATIENCE, VERSIONS, kernel};
+
+/// Bytes of the guest's drive.
+const DISK: usize = 4 << 20;
+/// Memory that the guest believes to have, and that its VMM may use.
+const GUEST_MIB: u64 = 512;
+const LIMIT_BYTES: u64 = 192 << 20;
+
+/// A cgroup, version 2, that ends with the test.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(limit_bytes: u64) -> Cgroup {
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        assert!(
+            controllers.split_whitespace().any(|name| name == "memory"),
+            "{} is no cgroup version 2 with a memory controller; run this in the lab",
+            root.display()
+        );
+        let path = root.join(format!("vitrine-test-{}", std::process::id()));
+        fs::write(root.join("cgroup.subtree_control"), "+memory").unwrap();
+        fs::create_dir(&path).unwrap();
+        let cgroup = Cgroup(path);
+        cgroup.write("memory.max", &limit_bytes.to_string());
+        match fs::write(cgroup.0.join("memory.swap.max"), "0") {
+            // A kernel without swap has no such file.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            other => other.unwrap(),
+        }
+        cgroup
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+
+    /// How often the kernel has counted this event of its memory.
+    fn events(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.0.join("memory.events")).unwrap();
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let (_, count) = lines.find(|(event, _)| *event == name).unwrap();
+        count.parse().unwrap()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let end = Instant::now() + Duration::from_secs(10);
+        // Its last process may not be gone altogether.
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A process that waits for its configuration.
+fn daemon() -> Daemon {
+    let arguments = ["--api-sock", "SCRATCH/api.sock", "--id", "mortal"];
+    let daemon = Daemon::with(Scratch::new(), &arguments);
+    daemon.await_path("api.sock");
+    daemon
+}
+
+/// Boots a guest with a drive that runs `script`, and waits until it has said `words`.
+fn boot(daemon: &Daemon, version: &str, script: &str, words: &str) {
+    let memory = json!({"vcpu_count": 1, "mem_size_mib": GUEST_MIB});
+    daemon.put("/machine-config", &memory);
+    let disk = daemon.scratch.disk("disk", DISK, 3);
+    let drive = json!({"drive_id": "disk", "is_root_device": false, "path_on_host": disk});
+    daemon.put("/drives/disk", &drive);
+    let script = BASE64_STANDARD.encode(script);
+    let boot = json!({
+        "kernel_image_path": kernel(version, "bzImage"),
+        "initrd_path": image(&format!("initrd-{version}.img")),
+        "boot_args": format!("console=ttyS0 reboot=k panic=1 quiet vitrine.script={script}"),
+    });
+    daemon.put("/boot-source", &boot);
+    daemon.put("/actions", &json!({"action_type": "InstanceStart"}));
+    let end = Instant::now() + PATIENCE;
+    while !daemon.text("stdout").contains(words) {
+        let said = daemon.text("stdout");
+        assert!(Instant::now() < end, "no {words:?} in:\n{said}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What is left of a VM whose process has ended: its black box, and the report of it.
+fn remains(daemon: &Daemon, ended_ns: u64) -> (Snapshot, String) {
+    let path = daemon.scratch.path("vitrine/mortal.blackbox");
+    let seen = Reader::open(&path).unwrap().snapshot().unwrap();
+    remains::are_whole(&seen, "mortal", daemon.child.id());
+    rings_are_plausible(&seen, ended_ns);
+    exits_are_plausible(seen.section("vcpu/0").unwrap());
+    requests_are_plausible(&seen, "disk");
+    let output = Command::new(program()).arg("report").arg(&path).output();
+    let text = said(&output.unwrap(), 1);
+    remains::are_told_as_dead(&text, "mortal");
+    has(
+        &text,
+        &[
+            "\n1 vCPU, ",
+            "\nvCPU 0: ",
+            "\nio_out ",
+            "\ndisk/0 ",
+            "\ndisk read ",
+            "\ndisk at work ",
+            "\nvcpu-0 ",
+            "\nvm ",
+            "\nio-disk ",
+            "\nwatcher ",
+            "\nconsole ",
+            "\nConsole serial: output ",
+            "\nThe last ",
+            " s vcpu-0 ",
+            " s io-disk disk: ",
+        ],
+    );
+    (seen, text)
+}
+
+#[test]
+fn a_vmm_that_the_host_ended_for_want_of_memory_tells_of_its_limit() {
+    // First the drive, then memory: fast at the beginning, slower near the limit than samples come.
+    let script = "
+cat /dev/vda > /dev/null
+echo FILLING
+dd if=/dev/zero of=/run/first bs=1M count=48
+while :; do
+  dd if=/dev/zero bs=512k count=1
+  sleep 0.1
+done >> /run/more
+";
+    let cgroup = Cgroup::new(LIMIT_BYTES);
+    let mut daemon = daemon();
+    cgroup.write("cgroup.procs", &daemon.child.id().to_string());
+    boot(&daemon, "6.12", script, "FILLING");
+    let end = Instant::now() + PATIENCE;
+    while daemon.child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < end, "the VMM outlives its memory");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let ended_ns = monotonic_ns();
+    assert_eq!(cgroup.events("oom_kill"), 1, "it did not end so");
+    let (seen, text) = remains(&daemon, ended_ns);
+    let of = |field| seen.section("cgroup").unwrap().gauge(field).unwrap();
+    assert_eq!(of("memory_limited"), 1);
+    assert_eq!(of("memory_max"), LIMIT_BYTES);
+    let used = of("memory_current");
+    assert!(
+        (LIMIT_BYTES / 10 * 9..=LIMIT_BYTES).contains(&used),
+        "{used}"
+    );
+    has(&text, &["\nCgroup memory: 1", "limit 192.0 MiB"]);
+    for line in text
+        .lines()
+        .take(4)
+        .chain(text.lines().filter(|line| line.starts_with("Cgroup")))
+    {
+        println!("{line}");
+    }
+}
+
+#[test]
+fn kill_9_in_the_middle_of_disk_work_leaves_a_black_box_that_is_whole() {
+    let script = "
+echo LOADING
+while :; do
+  dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync
+  dd if=/dev/vda of=/dev/null bs=64k iflag=direct
+done 2> /dev/null
+";
+    let seed = std::env::var("VITRINE_SEED").ok();
+    let seed = seed.map_or_else(monotonic_ns, |seed| seed.parse().unwrap());
+    println!("VITRINE_SEED={seed}");
+    for number in 0..5 {
+        let version = VERSIONS[usize::from(number % 2 == 1)];
+        let mut daemon = daemon();
+        boot(&daemon, version, script, "LOADING");
+        let after = Duration::from_millis(500 + chance(seed, number) % 2500);
+        std::thread::sleep(after);
+        daemon.child.kill().unwrap();
+        let ended_ns = monotonic_ns();
+        daemon.finish();
+        let (seen, text) = remains(&daemon, ended_ns);
+        let device = seen.section("device/disk").unwrap();
+        let written = device.table("operations", "write").unwrap().as_u64();
+        assert!(written > Some(0), "it did no work:\n{text}");
+        has(&text, &["\ndisk write "]);
+        let last = text.lines().rev().find(|line| line.contains(" io-disk "));
+        println!("{version}, killed after {after:?}: {}", last.unwrap());
+    }
+}
