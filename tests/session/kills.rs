@@ -168,7 +168,7 @@ fn names_everything(text: &str) {
     }
     has(
         text,
-        &["Console serial: output ", "Cgroup memory: ", "\nThe last "],
+        &["Console serial: output ", "Host memory: ", "\nThe last "],
     );
 }
 
