@@ -51,6 +51,45 @@ body state 'PATCH /vm?x=1#y x' '{"state":"Paused"}'
   printf VITRBBOX && le 4 1 0 && le 8 4096 4096 64 80 64 7
 } >blackbox_reader/header
 
+# The sections that a report knows by name, in little: box FILE KIND SECTION ROWS FIELD..., where ROWS is what
+# the rows of the fields with a + are called, and a FIELD is NAME:FIELDKIND:UNIT. Each word counts up.
+box() {
+  local file=$1 kind=$2 section=$3 rows=$4 at=0 field name form unit
+  shift 4
+  {
+    printf 'kind\t%s\tdevice\n' "$kind"
+    for field; do
+      IFS=: read -r name form unit <<<"${field#+}"
+      if [[ $field == +* ]]; then
+        printf 'field\t%s\t%s\t%s\t%s\t%s\t2\t8\trow\t\n' "$kind" "$name" "$form" "$unit" "$at"
+      else
+        printf 'field\t%s\t%s\t%s\t%s\t%s\t1\t0\t\t\n' "$kind" "$name" "$form" "$unit" "$at"
+      fi
+      at=$((at + 8))
+    done
+    printf 'section\t%s\t%s\t4096\t%s\nlabels\t%s\trow\t%s\n\0' "$section" "$kind" $((at + 64)) "$section" "$rows"
+    le 8 $(seq 1 $((at / 8 + 8)))
+  } >"blackbox_reader/$file"
+}
+box vcpu vcpu vcpu/0 io_in,rootfs heartbeat:4:4 run:1:1 pauses:1:0 paused:1:1 +exits:1:0 \
+  +device_reads:1:0 +device_writes:1:0 +device_misuse:1:0 +device_handler:1:1
+box requests queue queue/rootfs/0 x size:2:0 in_flight:2:0 in_flight_since:2:4 kicks:1:0 requests:1:0 completions:1:0 \
+  interrupts:1:0 read:1:2 written:1:2 broken:1:0 broken_reason:2:0 lost_kicks:1:0 starved:1:0 starved_since:2:4
+box device device device/rootfs read,write activations:1:0 resets:1:0 needs_reset:1:0 host_errors:1:0 last_errno:2:0 \
+  last_error_at:2:4 +operations:1:0 +operation_errors:1:0 +operation_bytes:1:2 +operation_service:1:1 +drops:1:0
+box thread thread thread/vm idle heartbeat:4:4 loops:1:0 flight:5:0
+box task task task vm,vcpu-0 sampled_at:2:4 missing:2:0 +cpu:1:1 +run_delay:1:1 +guest:1:1 +major_faults:1:0 \
+  +minor_faults:1:0 +voluntary_switches:1:0 +involuntary_switches:1:0 +tid:2:0 +threads:2:0
+box cgroup cgroup cgroup oom,max memory_version:2:0 cpu_version:2:0 memory_current:2:2 memory_swap:2:2 memory_max:2:2 \
+  memory_limited:2:0 memory_high:2:2 memory_high_limited:2:0 +memory_events:1:0 cpu_usage:1:1 cpu_throttled:1:1 \
+  cpu_throttled_periods:1:0 cpu_periods:1:0 cpu_quota:2:1 cpu_period:2:1 cpu_limited:2:0 moves:1:0
+box memory memory memory 0x0,other sampled_at:2:4 missing:2:0 +resident:2:2 +swapped:2:2 +anonymous_huge:2:2 \
+  +shared_huge:2:2 +hugetlb:2:2 +locked:2:2 +estimated:2:0
+box psi psi psi cpu,io sampled_at:2:4 +some:1:1 +full:1:1 +some_avg10:2:0 +full_avg10:2:0 +missing:2:0
+box host host host 2M,1G memory:2:2 memory_available:2:2 swap:2:2 swap_free:2:2 major_faults:1:0 swap_in:1:3 \
+  swap_out:1:3 oom_kills:1:0 virtual:2:0 steal:1:1 +hugepages:2:0 +hugepages_free:2:0 +hugepages_reserved:2:0
+box kvm kvm_vcpu kvm_vcpu/0 exits,halt_wait_ns sampled_at:2:4 omitted:2:0 +total:1:0 +level:2:0 +bucket:1:0
+
 # blk_request: header, bytes from and for the guest, sectors, what the disk can, its id.
 request() {
   { le 4 "$2" 0 && le 8 "$3" "$4" "$5" 8 && le 1 "$6" && printf 'rootfs'; } >"blk_request/$1"
