@@ -146,12 +146,12 @@ impl BlackBox {
             path: path.to_owned(),
             source,
         };
-        let (newborn, file) = place::Newborn::beside(path).map_err(fail)?;
+        let (newborn, file) = place::Newborn::of(path).map_err(fail)?;
         let locked = place::hold(&file);
         let path = Some(path.to_owned());
         let black_box = Self::in_file(file, path, bytes, meta, locked).map_err(fail)?;
         if let Some(path) = &black_box.path {
-            newborn.settle(path).map_err(fail)?;
+            newborn.settle(&black_box.file, path).map_err(fail)?;
         }
         Ok(black_box)
     }

@@ -130,6 +130,9 @@ fn killed(after: Duration) -> Stage {
     let at_ns = monotonic_ns();
     daemon.finish();
     let Some(seen) = black_box(&daemon) else {
+        let folder = std::fs::read_dir(daemon.scratch.path("vitrine"));
+        let left: Vec<_> = folder.into_iter().flatten().collect();
+        assert!(left.is_empty(), "half a black box is left: {left:?}");
         return Stage::Nothing;
     };
     remains::are_whole(&seen, "boxed", daemon.child.id());

@@ -1,24 +1,31 @@
-//! Where the file lies: made beside its place and moved there whole, so that no reader ever sees
-//! a half-made black box and the last VM's one is kept until the new one stands.
+//! Where the file lies: made without a name, or beside its place, and brought there whole, so that
+//! no reader ever sees a half-made black box and the last VM's one is kept until the new one stands.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Read};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::layout::MAGIC;
 
-/// A file that is not yet at its place; removed when it never gets there.
+/// A file that is not yet at its place. It has no name, so that nothing is left of it when its
+/// maker is killed before it gets there. Where the file system has no such files, it has a name
+/// beside its place, and is removed when it never gets there.
 pub(super) struct Newborn {
-    path: Option<PathBuf>,
+    /// The name beside its place.
+    beside: PathBuf,
+    /// It has that name.
+    named: bool,
 }
 
 impl Newborn {
-    /// Makes an empty file, mode 0600, beside `path`, whose missing folders are made.
-    pub fn beside(path: &Path) -> Result<(Self, File), Error> {
-        if let Some(folder) = path.parent().filter(|p| *p != OsStr::new("")) {
+    /// Makes an empty file, mode 0600, for `path`, whose missing folders are made.
+    pub fn of(path: &Path) -> Result<(Self, File), Error> {
+        let folder = path.parent().filter(|p| *p != OsStr::new(""));
+        if let Some(folder) = folder {
             std::fs::create_dir_all(folder)?;
         }
         refuse_foreign(path)?;
@@ -27,35 +34,95 @@ impl Newborn {
             .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the path names no file"))?;
         let mut name = name.to_owned();
         name.push(format!(".new-{}", std::process::id()));
-        let path = path.with_file_name(name);
+        let beside = path.with_file_name(name);
         // One that an earlier process of our id left when it was killed right here.
-        let _ = std::fs::remove_file(&path);
+        let _ = std::fs::remove_file(&beside);
+        match nameless(folder.unwrap_or(Path::new("."))) {
+            Some(file) => {
+                let named = false;
+                Ok((Newborn { beside, named }, file))
+            }
+            None => Self::named(beside),
+        }
+    }
+
+    /// Makes it with a name from the beginning.
+    fn named(beside: PathBuf) -> Result<(Self, File), Error> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)
             .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(&path)?;
-        Ok((Newborn { path: Some(path) }, file))
+            .open(&beside)?;
+        let named = true;
+        Ok((Newborn { beside, named }, file))
     }
 
-    /// Moves the file to `place`: what was there keeps its inode for those who have it open.
-    pub fn settle(mut self, place: &Path) -> Result<(), Error> {
-        if let Some(path) = &self.path {
-            std::fs::rename(path, place)?;
+    /// Brings `file`, made with it, to `place`: what was there keeps its inode for those who have
+    /// it open.
+    pub fn settle(mut self, file: &File, place: &Path) -> Result<(), Error> {
+        if !self.named {
+            match link(file, place) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                other => return other,
+            }
+            // Only a rename replaces.
+            link(file, &self.beside)?;
+            self.named = true;
         }
-        self.path = None;
+        std::fs::rename(&self.beside, place)?;
+        self.named = false;
         Ok(())
     }
 }
 
 impl Drop for Newborn {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        if self.named {
             // It is an error already that brings us here.
-            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(&self.beside);
         }
+    }
+}
+
+/// A file without a name in `folder`, if there can be one that may get a name later.
+fn nameless(folder: &Path) -> Option<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_CLOEXEC | libc::O_TMPFILE)
+        .open(folder)
+        .ok()?;
+    // Without /proc it would stay without one.
+    std::fs::metadata(by_descriptor(&file)).ok()?;
+    Some(file)
+}
+
+fn by_descriptor(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// Gives a file the name `path`, where nothing may be.
+#[allow(unsafe_code)]
+fn link(file: &File, path: &Path) -> Result<(), Error> {
+    let from = CString::new(by_descriptor(file))?;
+    let to = CString::new(path.as_os_str().as_bytes())?;
+    let here = libc::AT_FDCWD;
+    // SAFETY: both are NUL-terminated strings that live longer than the call.
+    let done = unsafe {
+        libc::linkat(
+            here,
+            from.as_ptr(),
+            here,
+            to.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(Error::last_os_error()),
     }
 }
 
@@ -141,3 +208,6 @@ pub(crate) fn is_held(file: &File) -> Option<bool> {
     let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
     (done == 0).then_some(i32::from(lock.l_type) != libc::F_UNLCK)
 }
+
+#[cfg(test)]
+mod tests;
