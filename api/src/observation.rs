@@ -9,11 +9,13 @@
 //! * a histogram is `{count, sum, max, p50, p90, p99}` under a key with its unit;
 //! * a column of a table is an object by row: `"exits": {"io_in": 5}`; a row that is absent is 0;
 //! * a heartbeat says what the thread does, where, and since when;
-//! * a flight ring is `{written}`, with its `events`, oldest first, when they are asked for.
+//! * a flight ring is `{written}`, with its `events`, oldest first, when they are asked for;
+//! * a series is `{written}`, with its `columns` and `rows`, oldest first, when they are asked for.
 
 use serde_json::{Map, Value as Json, json};
 use vmm::observe::reader::{
-    Ended, FieldView, FlightView, HeartbeatView, HistogramView, SectionView, Snapshot, Value,
+    ColumnView, Ended, FieldView, FlightView, HeartbeatView, HistogramView, SectionView,
+    SeriesView, Snapshot, Value,
 };
 use vmm::observe::{Activity, FieldKind, Unit};
 
@@ -38,8 +40,17 @@ pub struct Subject<'a> {
     pub black_box: Option<&'a str>,
 }
 
+/// What is left out unless it is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Details {
+    /// The events of flight rings.
+    pub events: bool,
+    /// The rows of series.
+    pub samples: bool,
+}
+
 /// The observation; without a snapshot, that of a VM that was not started.
-pub fn render(subject: Subject<'_>, snapshot: Option<&Snapshot>, with_events: bool) -> Json {
+pub fn render(subject: Subject<'_>, snapshot: Option<&Snapshot>, details: Details) -> Json {
     let mut all = Map::new();
     all.insert("id".to_owned(), json!(subject.id));
     all.insert("state".to_owned(), json!(subject.state));
@@ -69,7 +80,7 @@ pub fn render(subject: Subject<'_>, snapshot: Option<&Snapshot>, with_events: bo
         let page = Page {
             snapshot,
             section,
-            with_events,
+            details,
         };
         let list = all.entry(list_of(section.kind()));
         let list = list.or_insert_with(|| Json::Array(Vec::new()));
@@ -116,7 +127,7 @@ fn ended(end: &Ended) -> Json {
 struct Page<'a> {
     snapshot: &'a Snapshot,
     section: &'a SectionView,
-    with_events: bool,
+    details: Details,
 }
 
 impl Page<'_> {
@@ -154,6 +165,7 @@ impl Page<'_> {
             Value::Histogram(histogram) => self.histogram(histogram),
             Value::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
             Value::Flight(flight) => self.flight(flight),
+            Value::Series(series) => self.series(series),
         }
     }
 
@@ -203,7 +215,7 @@ impl Page<'_> {
     }
 
     fn flight(&self, flight: &FlightView) -> Json {
-        if !self.with_events {
+        if !self.details.events {
             return json!({"written": flight.written});
         }
         let events = flight.events.iter().map(|event| {
@@ -221,16 +233,54 @@ impl Page<'_> {
     }
 }
 
+impl Page<'_> {
+    fn series(&self, series: &SeriesView) -> Json {
+        if !self.details.samples {
+            return json!({"written": series.written});
+        }
+        let columns = series.columns.iter().map(|column| {
+            json!({
+                "name": keyed(&column.name, column.unit, !column.is_counter),
+                "counter": column.is_counter,
+            })
+        });
+        let rows = series.rows.iter().map(|row| {
+            let numbers = row.iter().zip(series.columns.iter());
+            let numbers = numbers.map(|(number, column)| self.sampled(*number, column));
+            Json::Array(numbers.collect())
+        });
+        json!({
+            "written": series.written,
+            "columns": columns.collect::<Vec<_>>(),
+            "rows": rows.collect::<Vec<_>>(),
+        })
+    }
+
+    fn sampled(&self, number: u64, column: &ColumnView) -> Json {
+        match (column.is_counter, column.unit) {
+            (false, Unit::Ticks) if number == 0 => Json::Null,
+            (false, Unit::Ticks) => json!(self.snapshot.age_ns(number)),
+            (_, unit) => json!(self.number(number, unit)),
+        }
+    }
+}
+
 /// A field's key: its name and its unit.
 fn key(field: &FieldView) -> String {
-    let suffix = match (field.kind, field.unit) {
-        (FieldKind::Heartbeat | FieldKind::FlightRing, _) | (_, Unit::None) => "",
-        (FieldKind::Gauge, Unit::Ticks) => "_ns_ago",
-        (_, Unit::Nanoseconds | Unit::Ticks) => "_ns",
-        (_, Unit::Bytes) => "_bytes",
-        (_, Unit::Pages) => "_pages",
+    let is_number = !matches!(field.kind, FieldKind::Heartbeat | FieldKind::FlightRing);
+    let unit = if is_number { field.unit } else { Unit::None };
+    keyed(&field.name, unit, field.kind == FieldKind::Gauge)
+}
+
+fn keyed(name: &str, unit: Unit, is_level: bool) -> String {
+    let suffix = match unit {
+        Unit::None => "",
+        Unit::Ticks if is_level => "_ns_ago",
+        Unit::Nanoseconds | Unit::Ticks => "_ns",
+        Unit::Bytes => "_bytes",
+        Unit::Pages => "_pages",
     };
-    format!("{}{suffix}", field.name)
+    format!("{name}{suffix}")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! ```text
 //! kind     KIND  INSTANCE-LABELS(,)
 //! field    KIND  NAME  FIELDKIND  UNIT  OFFSET  COUNT  STRIDE  LABEL  HELP
+//! column   KIND  SERIES  NAME  FIELDKIND  UNIT  HELP
 //! section  NAME  KIND  OFFSET  BYTES
 //! labels   SECTION  LABEL  VALUE(,)
 //! ```
@@ -18,6 +19,7 @@ mod describe;
 mod layout;
 mod mapping;
 mod place;
+mod probe;
 
 use std::any::TypeId;
 use std::fs::File;
@@ -34,6 +36,8 @@ pub use layout::{HEADER_BYTES, MAGIC, MAJOR, MINOR};
 pub(crate) use layout::{Header, PULSE_CHECK, SECTION_ALIGN};
 use mapping::Mapping;
 pub(crate) use place::is_held;
+use probe::Placed;
+pub use probe::Probe;
 
 /// Who the black box belongs to.
 #[derive(Clone, Debug)]
@@ -132,6 +136,7 @@ pub struct BlackBox {
     directory_capacity: usize,
     directory_used: usize,
     described: Vec<(&'static str, TypeId)>,
+    placed: Vec<Placed>,
 }
 
 impl BlackBox {
@@ -212,6 +217,7 @@ impl BlackBox {
             directory_capacity: directory,
             directory_used: 0,
             described: Vec::new(),
+            placed: Vec::new(),
         })
     }
 
@@ -258,6 +264,7 @@ impl BlackBox {
             self.described.push((T::KIND, TypeId::of::<T>()));
         }
         self.next_section = end.next_multiple_of(SECTION_ALIGN);
+        self.placed.push(Placed::of::<T>(name, offset));
         // SAFETY: offset + bytes lies inside the mapping, offset is aligned for T (`check`), the
         // bytes are zero (fresh file) and belong to no other section: next_section only grows.
         let value = unsafe { self.map.start().add(offset).cast::<T>() };

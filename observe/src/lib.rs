@@ -7,6 +7,7 @@
 //!   store each, never a locked instruction;
 //! * [`Heartbeat`]: one word that says what a thread does now, and since when;
 //! * [`FlightRing`]: the last events of a thread;
+//! * [`Series`]: the last samples of a few numbers;
 //! * [`BlackBox`]: the memory-mapped file in which all of these live, so that any other process
 //!   can read them while the VMM runs, when it is stuck, and after it was killed;
 //! * [`reader`]: opens such a file, live or dead, and trusts nothing in it;
@@ -30,12 +31,14 @@ pub mod place;
 pub mod reader;
 pub mod report;
 pub mod schema;
+pub mod series;
 pub mod trace;
 
-pub use blackbox::{BlackBox, BlackBoxError, Block, End, Meta, Pulse};
+pub use blackbox::{BlackBox, BlackBoxError, Block, End, Meta, Probe, Pulse};
 pub use cell::{Counter, Gauge, Histogram};
 pub use clock::{Clock, Ticks};
 pub use flight::{FlightEvent, FlightRing};
 pub use heartbeat::{Activity, Heartbeat};
 pub use place::PlaceWord;
 pub use schema::{Field, FieldKind, Section, SectionKind, Unit};
+pub use series::{Column, Series};

@@ -204,6 +204,7 @@ impl Page<'_> {
                     });
                 }
             }
+            Value::Series(_) => {}
             Value::Flight(flight) => {
                 let written = flight.written;
                 self.add(family, labels, |name, labels| {

@@ -27,11 +27,11 @@ use std::path::{Path, PathBuf};
 
 use crate::blackbox::{HEADER_BYTES, MAGIC, MAJOR, is_held};
 use crate::clock::{Ticks, monotonic_ns};
-pub use directory::FieldView;
+pub use directory::{ColumnView, FieldView};
 pub use header::{ClockView, Ended, HeaderView};
 pub use section::SectionView;
 use source::{Source, read};
-pub use value::{FlightView, HeartbeatView, HistogramView, Value};
+pub use value::{FlightView, HeartbeatView, HistogramView, SeriesView, Value};
 
 /// Bytes of all sections together that a snapshot takes in; what lies beyond is left out.
 pub const MAX_SECTION_BYTES: usize = 64 << 20;
@@ -208,8 +208,16 @@ pub fn fuzz_entry(bytes: &[u8]) {
     if let Ok(snapshot) = Snapshot::from_bytes(bytes) {
         for section in &snapshot.sections {
             for (_, _, value) in section.values() {
-                if let Value::Histogram(histogram) = value {
-                    let _ = (histogram.count(), histogram.quantile(0.99));
+                match value {
+                    Value::Histogram(histogram) => {
+                        let _ = (histogram.count(), histogram.quantile(0.99));
+                    }
+                    Value::Series(series) => {
+                        for column in 0..series.columns.len() {
+                            let _ = series.column(column).count();
+                        }
+                    }
+                    _ => {}
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! How a section of the black box describes itself to readers of another version.
 
 use crate::cell::Histogram;
+use crate::series::{Column, ROWS_OFFSET};
 
 /// What a number measures. Stored as one byte in the black box: add at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,16 +44,19 @@ pub enum FieldKind {
     Heartbeat = 4,
     /// A [`crate::FlightRing`].
     FlightRing = 5,
+    /// A [`crate::Series`].
+    Series = 6,
 }
 
 impl FieldKind {
     /// All kinds.
-    pub const ALL: [FieldKind; 5] = [
+    pub const ALL: [FieldKind; 6] = [
         FieldKind::Counter,
         FieldKind::Gauge,
         FieldKind::Histogram,
         FieldKind::Heartbeat,
         FieldKind::FlightRing,
+        FieldKind::Series,
     ];
 }
 
@@ -69,13 +73,15 @@ pub struct Field {
     pub help: &'static str,
     /// Bytes from the start of the section.
     pub offset: usize,
-    /// Elements: 1, or the rows of the table that this is a column of.
+    /// Elements: 1, or the rows of the table that this is a column of; of a series, its rows.
     pub count: usize,
-    /// Bytes from one element to the next (0 when `count` is 1).
+    /// Bytes from one element to the next (0 when `count` is 1); of a series, those of a row.
     pub stride: usize,
     /// For tables: the label that tells rows apart (`reason`, `device`), whose values the section
     /// was given when it was made. Empty otherwise. Rows without a value are not shown.
     pub label: &'static str,
+    /// Of a series, what the numbers of a row are, in order. Empty otherwise.
+    pub columns: &'static [Column],
 }
 
 impl Field {
@@ -121,6 +127,22 @@ impl Field {
             count: 1,
             stride: 0,
             label: "",
+            columns: &[],
+        }
+    }
+
+    /// A [`crate::Series`] of `ROWS` rows.
+    pub const fn series<const COLUMNS: usize, const ROWS: usize>(
+        name: &'static str,
+        offset: usize,
+        columns: &'static [Column; COLUMNS],
+        help: &'static str,
+    ) -> Self {
+        Field {
+            count: ROWS,
+            stride: COLUMNS * 8,
+            columns,
+            ..Field::lone(name, FieldKind::Series, Unit::None, offset, help)
         }
     }
 
@@ -139,9 +161,10 @@ impl Field {
         self.kind == FieldKind::Gauge && !self.label.is_empty() && self.name == self.label
     }
 
-    /// Bytes of one element.
+    /// Bytes of one element; of a series, of all that it is.
     pub const fn element_bytes(&self) -> usize {
         match self.kind {
+            FieldKind::Series => ROWS_OFFSET + self.count * self.stride,
             FieldKind::Counter | FieldKind::Gauge => 8,
             FieldKind::Histogram => size_of::<Histogram>(),
             FieldKind::Heartbeat => size_of::<crate::Heartbeat>(),

@@ -4,7 +4,9 @@ use std::mem::offset_of;
 
 use vmm::observe::reader::Reader;
 use vmm::observe::{BlackBox, End, Meta, Section};
-use vmm::observe::{Counter, Field, FlightEvent, FlightRing, Gauge, Heartbeat, Histogram};
+use vmm::observe::{
+    Column, Counter, Field, FlightEvent, FlightRing, Gauge, Heartbeat, Histogram, Series,
+};
 
 use super::*;
 
@@ -18,7 +20,14 @@ struct Toy {
     exits: [Counter; 2],
     service: Histogram,
     flight: FlightRing,
+    samples: Series<3, 4>,
 }
+
+const COLUMNS: [Column; 3] = [
+    Column::level("at", Unit::Ticks, "."),
+    Column::counter("run", Unit::Nanoseconds, "."),
+    Column::level("size", Unit::Bytes, "."),
+];
 
 // SAFETY: repr(C), cells only.
 #[allow(unsafe_code)]
@@ -35,6 +44,7 @@ unsafe impl Section for Toy {
         Field::counter("exits", Unit::None, offset_of!(Toy, exits), ".").column(2, 8, "reason"),
         Field::histogram("service", Unit::Nanoseconds, offset_of!(Toy, service), "."),
         Field::lone("flight", FieldKind::FlightRing, Unit::None, offset_of!(Toy, flight), "."),
+        Field::series::<3, 4>("samples", offset_of!(Toy, samples), &COLUMNS, "."),
     ];
 }
 
@@ -62,7 +72,14 @@ const SUBJECT: Subject<'static> = Subject {
     black_box: Some("/b"),
 };
 
-fn observed(with_events: bool, end: Option<End>) -> Json {
+fn detailed(all: bool) -> Details {
+    Details {
+        events: all,
+        samples: all,
+    }
+}
+
+fn observed(details: bool, end: Option<End>) -> Json {
     let meta = Meta {
         vm_id: "x".into(),
         version: "7".into(),
@@ -85,12 +102,18 @@ fn observed(with_events: bool, end: Option<End>) -> Json {
         address: 0x80,
         value: 6,
     });
+    toy.samples.push([0, 5, 6]);
+    toy.samples.push([now, 7, 8]);
     unheard.pages.add(8);
     let reader = Reader::from_file(black_box.file().unwrap(), "test".into()).unwrap();
     if let Some(end) = end {
         black_box.finish(end, "the guest powered off");
     }
-    render(SUBJECT, Some(&reader.snapshot().unwrap()), with_events)
+    render(
+        SUBJECT,
+        Some(&reader.snapshot().unwrap()),
+        detailed(details),
+    )
 }
 
 #[test]
@@ -131,6 +154,29 @@ fn flight_events_come_when_they_are_asked_for() {
 }
 
 #[test]
+fn samples_come_when_they_are_asked_for() {
+    let plain = observed(false, None)["vcpus"][0]["samples"].clone();
+    assert_eq!(plain, json!({"written": 2}));
+    let samples = observed(true, None)["vcpus"][0]["samples"].clone();
+    let columns = json!([
+        {"name": "at_ns_ago", "counter": false},
+        {"name": "run_ns", "counter": true},
+        {"name": "size_bytes", "counter": false},
+    ]);
+    assert_eq!(
+        (&samples["written"], &samples["columns"]),
+        (&json!(2), &columns)
+    );
+    let rows = samples["rows"].as_array().unwrap();
+    assert_eq!(rows[0], json!([null, 5, 6]));
+    assert!(rows[1][0].as_u64().unwrap() < 60_000_000_000);
+    assert_eq!(
+        (rows.len(), &rows[1][1], &rows[1][2]),
+        (2, &json!(7), &json!(8))
+    );
+}
+
+#[test]
 fn the_end_is_told() {
     assert_eq!(observed(false, None)["ended"], Json::Null);
     let ended = observed(false, Some(End::Clean))["ended"].clone();
@@ -145,7 +191,7 @@ fn before_the_start_the_lists_are_there_and_empty() {
         black_box: None,
         ..SUBJECT
     };
-    let all = render(subject, None, true);
+    let all = render(subject, None, detailed(true));
     for (_, list) in LISTS {
         assert_eq!(all[list], json!([]), "{list}");
     }

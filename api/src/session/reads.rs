@@ -11,7 +11,7 @@ use crate::admission::Denial;
 use crate::events::stream;
 use crate::http::Response;
 use crate::metrics;
-use crate::observation::{self, Subject};
+use crate::observation::{self, Details, Subject};
 use crate::query::Query;
 use crate::wire::{InstanceInfoWire, WireError};
 
@@ -45,7 +45,11 @@ impl Session {
 
     /// GET /observe, from the black box.
     pub(super) fn observe(&self, target: &str) -> Result<Response, SessionError> {
-        let with_events = Query::parse(target, &["events"])?.flag("events")?;
+        let query = Query::parse(target, &["events", "samples"])?;
+        let details = Details {
+            events: query.flag("events")?,
+            samples: query.flag("samples")?,
+        };
         let machine = self.slot.machine.get();
         let snapshot = machine.map(|machine| machine.snapshot()).transpose();
         let snapshot = snapshot.map_err(SessionError::BlackBox)?;
@@ -56,7 +60,7 @@ impl Session {
             state: self.phase().name(),
             black_box: black_box.as_deref(),
         };
-        let observation = observation::render(subject, snapshot.as_ref(), with_events);
+        let observation = observation::render(subject, snapshot.as_ref(), details);
         Ok(Response::json(&observation))
     }
 

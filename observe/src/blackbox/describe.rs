@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::layout::MOST_ALIGN;
-use crate::schema::{Field, Section};
+use crate::schema::{Field, FieldKind, Section};
+use crate::series::Column;
 
 /// Checks a section type when it is compiled: a field outside its struct, or a name that would
 /// break the directory, does not build.
@@ -37,14 +38,39 @@ pub(super) const fn check<T: Section>() {
         );
         assert!(is_line(field.help), "a help text is one line without tabs");
         assert!(field.count >= 1 && field.offset % 8 == 0 && field.stride % 8 == 0);
+        let others = match field.kind {
+            FieldKind::Series => {
+                check_columns(field);
+                0
+            }
+            _ => {
+                assert!(
+                    field.count == 1
+                        || (field.stride >= field.element_bytes() && !field.label.is_empty()),
+                    "the rows of a table have a label and do not overlap"
+                );
+                (field.count - 1) * field.stride
+            }
+        };
         assert!(
-            field.count == 1 || (field.stride >= field.element_bytes() && !field.label.is_empty()),
-            "the rows of a table have a label and do not overlap"
-        );
-        assert!(
-            field.offset + (field.count - 1) * field.stride + field.element_bytes()
-                <= size_of::<T>(),
+            field.offset + others + field.element_bytes() <= size_of::<T>(),
             "a field lies outside its section"
+        );
+        i += 1;
+    }
+}
+
+const fn check_columns(series: &Field) {
+    assert!(
+        series.label.is_empty() && series.stride == series.columns.len() * 8,
+        "a series has no label, and a column for each word of its rows"
+    );
+    let mut i = 0;
+    while i < series.columns.len() {
+        let column = &series.columns[i];
+        assert!(
+            is_name(column.name) && is_line(column.help),
+            "a column has a lower-case name and a help text of one line"
         );
         i += 1;
     }
@@ -88,6 +114,7 @@ pub(super) fn kind<T: Section>(text: &mut String) {
             count,
             stride,
             label,
+            columns,
         } = field;
         let (kind, unit) = (*kind as u8, *unit as u8);
         let _ = writeln!(
@@ -95,6 +122,21 @@ pub(super) fn kind<T: Section>(text: &mut String) {
             "field\t{}\t{name}\t{kind}\t{unit}\t{offset}\t{count}\t{stride}\t{label}\t{help}",
             T::KIND
         );
+        let series = name;
+        for column in *columns {
+            let Column {
+                name,
+                kind,
+                unit,
+                help,
+            } = column;
+            let (kind, unit) = (*kind as u8, *unit as u8);
+            let _ = writeln!(
+                text,
+                "column\t{}\t{series}\t{name}\t{kind}\t{unit}\t{help}",
+                T::KIND
+            );
+        }
     }
 }
 

@@ -110,6 +110,8 @@ pub(super) fn of_field(
                 "When that state was entered, in seconds since 1970.",
             ),
         ],
+        // A reader that asks again and again makes its own.
+        FieldKind::Series => Vec::new(),
         FieldKind::FlightRing => {
             vec![family(
                 format!("{stem}_written"),

@@ -13,6 +13,9 @@ const MAX_KINDS: usize = 256;
 const MAX_FIELDS: usize = 256;
 const MAX_FIELD_ROWS: usize = 4096;
 const MAX_NAMES: usize = 256 << 10;
+/// Columns of one series, and of all together.
+const MAX_COLUMNS: usize = 64;
+const MAX_ALL_COLUMNS: usize = 4096;
 /// Bytes of a name and of a help text; longer ones are cut.
 const MAX_NAME_BYTES: usize = 128;
 const MAX_HELP_BYTES: usize = 512;
@@ -30,6 +33,8 @@ pub struct FieldView {
     pub help: String,
     /// For a column of a table, what tells its rows apart; empty for a lone field.
     pub label: String,
+    /// Of a series, what the numbers of a row are.
+    pub columns: Arc<Vec<ColumnView>>,
     pub(super) offset: usize,
     pub(super) count: usize,
     pub(super) stride: usize,
@@ -40,6 +45,19 @@ impl FieldView {
     pub fn names_rows(&self) -> bool {
         self.kind == FieldKind::Gauge && !self.label.is_empty() && self.name == self.label
     }
+}
+
+/// One column of a series, as the black box describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnView {
+    /// Its name, unique in the series.
+    pub name: String,
+    /// It only goes up; otherwise it is a level.
+    pub is_counter: bool,
+    /// What it measures; [`Unit::None`] for one that this version does not know.
+    pub unit: Unit,
+    /// One sentence for people.
+    pub help: String,
 }
 
 /// A kind of section.
@@ -90,6 +108,7 @@ struct Parser {
     places: Vec<Place>,
     newest: HashMap<String, usize>,
     names: usize,
+    columns: usize,
     truncated: bool,
 }
 
@@ -107,6 +126,7 @@ pub(super) fn parse(text: &[u8]) -> Directory {
         let _ = match columns.next() {
             Some("kind") => parser.kind(columns),
             Some("field") => parser.field(columns),
+            Some("column") => parser.column(columns),
             Some("section") => parser.section(columns),
             Some("labels") => parser.labels(columns),
             _ => None,
@@ -152,7 +172,8 @@ impl Parser {
         let stride: usize = columns.next()?.parse().ok()?;
         let label = cut(columns.next()?, MAX_NAME_BYTES);
         let help = cut(columns.next().unwrap_or_default(), MAX_HELP_BYTES);
-        if count > 1 && stride < 8 {
+        let is_series = how == FieldKind::Series;
+        if count > 1 && stride < 8 || is_series && !label.is_empty() {
             return None;
         }
         let kind = self.kind_named(kind)?;
@@ -167,12 +188,40 @@ impl Parser {
                 unit,
                 help,
                 label,
+                columns: Arc::default(),
                 offset,
                 count: count.min(MAX_FIELD_ROWS),
                 stride,
             });
         }
         self.truncated |= too_much;
+        Some(())
+    }
+
+    fn column(&mut self, mut columns: Split<'_, char>) -> Option<()> {
+        let kind = self.kinds.get_mut(columns.next()?)?;
+        let series = columns.next()?;
+        let mut fields = kind.fields.iter_mut();
+        let series = fields
+            .find(|field| field.name == series)
+            .filter(|field| field.kind == FieldKind::Series)?;
+        let name = cut(columns.next()?, MAX_NAME_BYTES);
+        let how = columns.next()?;
+        let unit = unit(columns.next()?);
+        let help = cut(columns.next().unwrap_or_default(), MAX_HELP_BYTES);
+        if series.columns.len() >= MAX_COLUMNS || self.columns >= MAX_ALL_COLUMNS {
+            self.truncated = true;
+            return None;
+        }
+        self.columns = self.columns.saturating_add(1);
+        // A kind of number that is not known is shown as it is.
+        let is_counter = field_kind(how) == Some(FieldKind::Counter);
+        Arc::make_mut(&mut series.columns).push(ColumnView {
+            name,
+            is_counter,
+            unit,
+            help,
+        });
         Some(())
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::directory::{Entry, FieldView, Kind};
 use super::source::{Source, read, word};
-use super::value::{FlightView, HeartbeatView, HistogramView, Value};
+use super::value::{FlightView, HeartbeatView, HistogramView, SeriesView, Value};
 use super::{MAX_ROWS, MAX_SECTION_BYTES};
 use crate::place::PlaceWord;
 use crate::schema::FieldKind;
@@ -122,6 +122,14 @@ impl SectionView {
         }
     }
 
+    /// A series.
+    pub fn series(&self, field: &str) -> Option<SeriesView> {
+        match self.value(field)? {
+            Value::Series(series) => Some(series),
+            _ => None,
+        }
+    }
+
     /// The value in the row of that name of a table's column: `table("exits", "io")`.
     pub fn table(&self, field: &str, row: &str) -> Option<Value> {
         let field = self.field(field)?;
@@ -194,6 +202,11 @@ impl SectionView {
                 offset,
                 *self.rings.get(&offset)?,
             )),
+            FieldKind::Series => Value::Series(SeriesView::parse(
+                &self.bytes,
+                field,
+                *self.rings.get(&offset)?,
+            )?),
         })
     }
 
@@ -211,6 +224,7 @@ impl SectionView {
                 FieldKind::Counter | FieldKind::Gauge => 1,
                 FieldKind::Histogram | FieldKind::Heartbeat => 16,
                 FieldKind::FlightRing => 64,
+                FieldKind::Series => field.count.max(1),
             };
             let rows = match self.kind.names_rows_of(&field.label) {
                 true => field.count,
@@ -258,7 +272,12 @@ pub(super) fn load<S: Source>(
         (end <= entry.bytes).then_some(at)
     };
     let mut before = Vec::new();
-    for offset in section.offsets(FieldKind::FlightRing) {
+    let series = section.offsets(FieldKind::Series);
+    for offset in section
+        .offsets(FieldKind::FlightRing)
+        .into_iter()
+        .chain(series)
+    {
         if let Some(at) = inside(offset, 8) {
             before.push((offset, at, word(&read(source, at, 8)?, 0)));
         }

@@ -1,11 +1,15 @@
 //! Values: what the bytes of a field mean.
 
+use std::sync::Arc;
+
+use super::directory::{ColumnView, FieldView};
 use super::source::{Source, word};
 use crate::cell::{BUCKETS, bucket_low};
 use crate::clock::Ticks;
 use crate::flight::{FLIGHT_EVENTS, FlightEvent, SLOT_BYTES, SLOTS_OFFSET};
 use crate::heartbeat::Activity;
 use crate::schema::Unit;
+use crate::series::ROWS_OFFSET;
 
 /// How often a heartbeat that changes while it is read is read again.
 const HEARTBEAT_TRIES: u32 = 8;
@@ -23,6 +27,8 @@ pub enum Value {
     Heartbeat(HeartbeatView),
     /// The last events of a thread.
     Flight(FlightView),
+    /// The last samples of a few numbers.
+    Series(SeriesView),
 }
 
 impl Value {
@@ -215,4 +221,61 @@ fn slot(bytes: &[u8], ring: usize, index: u64) -> Option<FlightEvent> {
         address: word(bytes, at.checked_add(16)?)?,
         value: word(bytes, at.checked_add(24)?)?,
     })
+}
+
+/// The last samples of a few numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeriesView {
+    /// What the numbers of a row are: at most 64.
+    pub columns: Arc<Vec<ColumnView>>,
+    /// The last rows that are whole, oldest first, each with a number for each column: at most
+    /// 4096.
+    pub rows: Vec<Vec<u64>>,
+    /// Rows written ever.
+    pub written: u64,
+}
+
+impl SeriesView {
+    /// The whole rows of the series in a copy that was made between two readings of `written`.
+    /// `None` if its rows are too short for its columns.
+    pub(super) fn parse(bytes: &[u8], field: &FieldView, written: (u64, u64)) -> Option<Self> {
+        let width = field.columns.len();
+        if width == 0 || field.stride < width.checked_mul(8)? {
+            return None;
+        }
+        let kept = u64::try_from(field.count).ok()?;
+        let start = field.offset.checked_add(ROWS_OFFSET)?;
+        let row = |number: u64| -> Option<Vec<u64>> {
+            let slot = usize::try_from(number.checked_rem(kept)?).ok()?;
+            let at = start.checked_add(slot.checked_mul(field.stride)?)?;
+            let word_at = |column: usize| word(bytes, at.checked_add(column.checked_mul(8)?)?);
+            (0..width).map(word_at).collect()
+        };
+        let (before, after) = written;
+        // The writer may be in the middle of row `after`, in the slot of `after - kept`.
+        let first = after.saturating_add(1).saturating_sub(kept);
+        let rows = (first..before.max(first)).take(field.count);
+        Some(SeriesView {
+            columns: Arc::clone(&field.columns),
+            rows: rows.filter_map(row).collect(),
+            written: after,
+        })
+    }
+
+    /// The place in a row of the number of that name.
+    pub fn place(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name == name)
+    }
+
+    /// One number of all rows, oldest first.
+    pub fn column(&self, place: usize) -> impl Iterator<Item = u64> {
+        self.rows
+            .iter()
+            .map(move |row| row.get(place).copied().unwrap_or(0))
+    }
+
+    /// The number of that name in the newest row.
+    pub fn last(&self, name: &str) -> Option<u64> {
+        self.rows.last()?.get(self.place(name)?).copied()
+    }
 }

@@ -217,6 +217,7 @@ fn is_zero(value: &Value) -> bool {
         Value::Histogram(histogram) => histogram.count() == 0,
         Value::Heartbeat(beat) => beat.since_ticks == 0,
         Value::Flight(flight) => flight.written == 0,
+        Value::Series(series) => series.written == 0,
     }
 }
 
@@ -243,5 +244,10 @@ fn words(scene: &Scene<'_>, section: &SectionView, field: &FieldView, value: &Va
             format!("{}, for {}", doing(section, beat), scene.lasting(beat))
         }
         Value::Flight(flight) => format!("{} events, the last ones below", flight.written),
+        Value::Series(series) => format!(
+            "{} samples of {} numbers",
+            series.written,
+            series.columns.len()
+        ),
     }
 }
