@@ -11,6 +11,7 @@ mod exactness;
 mod exit_path;
 mod hostile;
 mod lifecycle;
+mod samples;
 mod trace;
 mod watched;
 

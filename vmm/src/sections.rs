@@ -8,6 +8,7 @@ use observe::ledger::LedgerBlock;
 
 use crate::vcpu::counters::VcpuBlock;
 use crate::watcher::kvm_table::{KvmVcpuBlock, KvmVmBlock};
+use crate::watcher::samples::{MachineRing, QueueRing, VcpuRing};
 
 /// Every kind, one a line. What is not here is not in `docs/metrics.md`.
 pub const SECTIONS: &[SectionKind] = &[
@@ -25,6 +26,9 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<HostBlock>(),
     SectionKind::of::<MemoryBlock>(),
     SectionKind::of::<LedgerBlock>(),
+    SectionKind::of::<MachineRing>(),
+    SectionKind::of::<VcpuRing>(),
+    SectionKind::of::<QueueRing>(),
 ];
 
 #[cfg(test)]

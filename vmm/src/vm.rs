@@ -17,6 +17,7 @@ use crate::machine::Machine;
 use crate::spec::VmSpec;
 use crate::validate::SpecError;
 use crate::vcpu::exit::ResetCause;
+use crate::watcher::samples::Samples;
 
 /// Longest time that building a machine may take.
 const BUILD_DEADLINE: Duration = Duration::from_secs(120);
@@ -262,7 +263,10 @@ fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
     const EACH_VCPU: usize = 68 << 10;
     const EACH_QUEUE: usize = 48 << 10;
     let queues = spec.drives.len() + 2 * spec.networks.len();
-    let bytes = FIXED + usize::from(spec.vcpus) * EACH_VCPU + queues * EACH_QUEUE;
+    let vcpus = usize::from(spec.vcpus);
+    let samples = Samples::section_bytes(vcpus, queues);
+    let samples = BlackBox::capacity_for(samples).saturating_sub(BlackBox::capacity_for(0));
+    let bytes = FIXED + vcpus * EACH_VCPU + queues * EACH_QUEUE + samples;
     let meta = Meta {
         vm_id: spec.id.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -7,6 +7,7 @@
 
 pub mod kvm_stats;
 pub mod kvm_table;
+pub mod samples;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -68,6 +68,8 @@ pub struct TaskBlock {
     pub sampled_at: Gauge,
     /// Threads of which schedstat or status could not be read at the last sample.
     pub missing: Gauge,
+    /// Memory of the process that is in the host's memory: VmRSS of status.
+    pub resident: Gauge,
     /// By name.
     pub rows: [TaskRow; TASK_ROWS],
 }
@@ -86,6 +88,7 @@ unsafe impl Section for TaskBlock {
     const FIELDS: &'static [Field] = &[
         Field::gauge("sampled_at", Unit::Ticks, offset_of!(TaskBlock, sampled_at), "When the threads were last looked at."),
         Field::gauge("missing", Unit::None, offset_of!(TaskBlock, missing), "Threads of which schedstat or status could not be read."),
+        Field::gauge("resident", Unit::Bytes, offset_of!(TaskBlock, resident), "Memory of the VMM's process in the host's memory, the guest's included; 0 if nothing tells."),
         column(Field::counter("cpu", Unit::Nanoseconds, offset_of!(TaskRow, cpu_ns), "Time on a CPU, the guest's included.")),
         column(Field::counter("run_delay", Unit::Nanoseconds, offset_of!(TaskRow, run_delay_ns), "Time that the thread could run and had no CPU, throttled time included.")),
         column(Field::counter("timeslices", Unit::None, offset_of!(TaskRow, timeslices), "Times that the thread was put on a CPU.")),
@@ -107,6 +110,8 @@ struct Reading {
     row: usize,
     numbers: [u64; NUMBERS],
     whole: bool,
+    /// Memory of the process, which every thread tells.
+    resident: Option<u64>,
 }
 
 /// A thread that is there.
@@ -158,9 +163,13 @@ impl Thread {
         } else {
             *cpu = cpu_ticks.saturating_mul(USER_TICK_NS);
         }
-        let switches = ["voluntary_ctxt_switches", "nonvoluntary_ctxt_switches"];
+        let keys = [
+            "VmRSS",
+            "voluntary_ctxt_switches",
+            "nonvoluntary_ctxt_switches",
+        ];
         let text = self.status.text(buffer);
-        let switched = text.map_or([None; 2], |text| lookup(&text, switches));
+        let [resident, switched @ ..] = text.map_or([None; 3], |text| lookup(&text, keys));
         if let [Some(of_its_own), Some(forced)] = switched {
             [*voluntary, *involuntary] = [of_its_own, forced];
         }
@@ -168,6 +177,7 @@ impl Thread {
             row,
             numbers,
             whole: scheduled.is_some() && switched[0].is_some(),
+            resident,
         })
     }
 }
@@ -213,12 +223,19 @@ impl TaskSampler {
         })
     }
 
+    /// The row of the thread of that name; that of all others if it has none.
+    pub fn row(&self, name: &str) -> usize {
+        let name = cut(name);
+        let row = self.names.iter().position(|known| *known == name);
+        row.unwrap_or(self.names.len().saturating_sub(1))
+    }
+
     /// Looks at all threads: four system calls and more for each. What a thread did after its last
     /// sample and before its end is not seen. Called by one thread alone.
     pub fn sample(&mut self) {
         self.round = self.round.wrapping_add(1);
         let mut live = [(0u64, 0u64); TASK_ROWS];
-        let mut missing = 0;
+        let (mut missing, mut resident) = (0, 0);
         let entries = std::fs::read_dir(&self.tasks).into_iter().flatten();
         for entry in entries.flatten() {
             let name = entry.file_name();
@@ -229,6 +246,7 @@ impl TaskSampler {
                 continue;
             };
             missing += u64::from(!reading.whole);
+            resident = reading.resident.unwrap_or(resident);
             if let Some((tid_now, threads)) = live.get_mut(reading.row) {
                 *tid_now = tid;
                 *threads += 1;
@@ -241,6 +259,7 @@ impl TaskSampler {
             row.threads.set(threads);
         }
         self.block.missing.set(missing);
+        self.block.resident.set(resident);
         self.block.sampled_at.set(Clock::process().ticks());
     }
 

@@ -9,6 +9,7 @@ use observe::ledger::LedgerSampler;
 use crate::spec::VmSpec;
 use crate::vm::{LaunchError, open_reader};
 use crate::watcher::kvm_table::KvmSampler;
+use crate::watcher::samples::{Rows, Samples};
 use crate::watcher::{Source, Watcher};
 
 /// Starts the watcher, with a source for all that it looks at. Threads first: the ledger relates
@@ -24,7 +25,8 @@ pub fn watcher(
     black_box: &mut BlackBox,
 ) -> Result<Watcher, LaunchError> {
     // By the number of a source in the heartbeat, from 1.
-    let names = ["", "task", "kvm", "host", "memory", "ledger"].map(ToOwned::to_owned);
+    let names = ["", "task", "kvm", "host", "memory", "ledger", "samples"];
+    let names = names.map(ToOwned::to_owned);
     let block = black_box.section("thread/watcher", &[("reason", &names)])?;
     let mut tasks = TaskSampler::new(black_box, &threads(spec))?;
     let mut of_vm = KvmSampler::of_vm(vm, black_box)?;
@@ -36,6 +38,11 @@ pub fn watcher(
     let mut memory = MemorySampler::new(black_box, &regions(ram))?;
     let reader = open_reader(black_box)?;
     let mut ledger = LedgerSampler::new(black_box, reader, fds.len())?;
+    let rows = Rows {
+        tasks: &tasks,
+        kvm: of_vcpus.first(),
+    };
+    let samples = Samples::new(black_box, rows)?;
     let kvm = move || {
         of_vm.iter_mut().for_each(KvmSampler::sample);
         of_vcpus.iter_mut().for_each(KvmSampler::sample);
@@ -60,6 +67,7 @@ pub fn watcher(
                 }
             }),
         ),
+        source("samples", Box::new(move || samples.sample())),
     ];
     Watcher::spawn(block, sources).map_err(|source| LaunchError::Refused {
         what: "the watcher thread",

@@ -265,6 +265,14 @@ fn statistics_file(of: &impl AsRawFd) -> io::Result<File> {
 
 #[allow(private_bounds)]
 impl<T: Section + Cells> KvmSampler<T> {
+    /// The row of the column `total` that has the statistic of that name.
+    pub fn row(&self, name: &str) -> Option<usize> {
+        self.cells.iter().find_map(|(of, _, cell)| match cell {
+            Cell::Total(row) if of.name == name => Some(*row),
+            _ => None,
+        })
+    }
+
     /// Reads all values: one system call. What cannot be read stays as it was.
     pub fn sample(&mut self) {
         if self
