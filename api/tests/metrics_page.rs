@@ -101,7 +101,10 @@ fn page() -> String {
         let fields = section.fields.iter();
         let families = fields.flat_map(|field| families(section.kind, section.instance, field));
         let rows: Vec<Row> = families.map(row).collect();
-        table(&mut page, &format!("`{}`", section.kind), &rows);
+        // A series is no metric.
+        if !rows.is_empty() {
+            table(&mut page, &format!("`{}`", section.kind), &rows);
+        }
     }
     page
 }

@@ -19,6 +19,7 @@ pub mod format;
 mod host;
 mod page;
 mod rest;
+mod samples;
 mod scene;
 mod statistics;
 mod summary;
@@ -127,6 +128,17 @@ pub fn resident_bytes(snapshot: &Snapshot) -> Option<u64> {
     host::resident(&Scene::new(snapshot)).map(|(_, bytes)| bytes)
 }
 
+/// Guest memory as it was configured, in bytes; `None` where nothing tells.
+pub fn memory_bytes(snapshot: &Snapshot) -> Option<u64> {
+    snapshot.section("machine")?.gauge("memory")
+}
+
+/// vCPUs as they were configured, or else those that have a section.
+pub fn vcpus(snapshot: &Snapshot) -> u64 {
+    let told = snapshot.section("machine").and_then(|m| m.gauge("vcpus"));
+    told.unwrap_or_else(|| Scene::new(snapshot).of_kind("vcpu").count() as u64)
+}
+
 /// The report as plain text. Never fails: what the black box does not hold is left out.
 pub fn render(snapshot: &Snapshot, options: Options) -> String {
     page(snapshot, options).text()
@@ -145,6 +157,7 @@ fn page(snapshot: &Snapshot, options: Options) -> Page {
     devices::show(&scene, &mut page);
     threads::show(&scene, &mut page);
     host::show(&scene, &mut page);
+    samples::show(&scene, &mut page);
     statistics::show(&scene, options.all, &mut page);
     rest::show(&scene, options.all, &mut page);
     events::show(&scene, options.events, &mut page);

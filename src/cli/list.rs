@@ -5,7 +5,7 @@ use std::path::Path;
 
 use api::vmm::observe::reader::Snapshot;
 use api::vmm::observe::report::format::{bytes, clean, date};
-use api::vmm::observe::report::{State, resident_bytes, since_realtime_ns};
+use api::vmm::observe::report::{State, memory_bytes, resident_bytes, since_realtime_ns, vcpus};
 
 use super::args::ListArgs;
 use super::target::{self, Found};
@@ -18,9 +18,10 @@ const HEAD: [&str; COLUMNS] = [
     "SINCE (UTC)",
     "VCPUS",
     "MEMORY",
+    "RESIDENT",
     "FILE",
 ];
-const COLUMNS: usize = 7;
+const COLUMNS: usize = 8;
 
 /// Says which VMs there are, from their black boxes.
 ///
@@ -89,7 +90,8 @@ fn row(path: &Path, snapshot: &Snapshot, state: State) -> [String; COLUMNS] {
         snapshot.header.pid.to_string(),
         state.word().to_owned(),
         date(since_realtime_ns(snapshot)),
-        snapshot.of_kind("vcpu").count().to_string(),
+        vcpus(snapshot).to_string(),
+        memory_bytes(snapshot).map_or_else(|| "-".to_owned(), bytes),
         resident_bytes(snapshot).map_or_else(|| "-".to_owned(), bytes),
         clean(&path.display().to_string()),
     ]

@@ -63,7 +63,10 @@ fn list_tells_the_dead_from_the_failed_and_hides_what_ended_cleanly() {
     assert_eq!(output.status.code(), Some(0));
     let said = squeezed(&output.stdout);
     let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(lines[0], "ID PID STATE SINCE (UTC) VCPUS MEMORY FILE");
+    assert_eq!(
+        lines[0],
+        "ID PID STATE SINCE (UTC) VCPUS MEMORY RESIDENT FILE"
+    );
     assert!(lines[1].starts_with(&format!("broken {pid} failed 20")));
     assert!(lines[2].starts_with(&format!("killed {pid} dead 20")));
     assert!(lines[2].ends_with("vitrine/killed.blackbox"));

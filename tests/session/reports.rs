@@ -93,11 +93,14 @@ fn a_stopped_vmm_and_a_killed_one_are_reported_in_full() {
         let text = said(&vitrine(&daemon, &["report", target]), 0);
         assert!(start.elapsed() < Duration::from_secs(30));
         has(&text, &["VM boxed: running\nIts process lives as of "]);
+        has(&text, &["2 vCPUs, 128.0 MiB of guest memory, "]);
+        has(&text, &[", 1 drive, 0 network interfaces; started 20"]);
         has(&text, &ALL_OF_IT[..13]);
     }
     let list = said(&vitrine(&daemon, &["list"]), 0);
     let pid = daemon.child.id();
     has(&list, &[&format!("boxed {pid} running 20")]);
+    has(&list, &[" 2 128.0 MiB "]);
 
     daemon.signal("KILL");
     daemon.finish();

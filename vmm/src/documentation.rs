@@ -9,6 +9,7 @@ use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
 use observe::openmetrics::{MetricType, families_of};
 
+use crate::machine::facts::MachineBlock;
 use crate::vcpu::counters::VcpuBlock;
 use crate::watcher::kvm_table::{KvmVcpuBlock, KvmVmBlock};
 
@@ -56,6 +57,7 @@ fn check<T: Section>() {
 
 #[test]
 fn the_page_on_metrics_has_each_of_them_and_no_others() {
+    check::<MachineBlock>();
     check::<VcpuBlock>();
     check::<QueueBlock>();
     check::<DeviceBlock>();
@@ -70,5 +72,5 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<HostBlock>();
     check::<MemoryBlock>();
     check::<LedgerBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 14, "a table for no block");
+    assert_eq!(PAGE.matches("_...` |").count(), 15, "a table for no block");
 }

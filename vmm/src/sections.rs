@@ -6,12 +6,14 @@ use observe::SectionKind;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
 
+use crate::machine::facts::MachineBlock;
 use crate::vcpu::counters::VcpuBlock;
 use crate::watcher::kvm_table::{KvmVcpuBlock, KvmVmBlock};
 use crate::watcher::samples::{MachineRing, QueueRing, VcpuRing};
 
 /// Every kind, one a line. What is not here is not in `docs/metrics.md`.
 pub const SECTIONS: &[SectionKind] = &[
+    SectionKind::of::<MachineBlock>(),
     SectionKind::of::<VcpuBlock>(),
     SectionKind::of::<QueueBlock>(),
     SectionKind::of::<DeviceBlock>(),

@@ -9,7 +9,7 @@ use crate::schema::{FieldKind, Unit};
 
 /// By kind of section, the fields that have a place in the report; all others are shown by name in a
 /// table at its end. For the test that they are those that are written.
-pub const SHOWN: [(&str, &[&str]); 12] = [
+pub const SHOWN: [(&str, &[&str]); 16] = [
     (
         "vcpu",
         &[
@@ -175,6 +175,13 @@ pub const SHOWN: [(&str, &[&str]); 12] = [
         ],
     ),
     ("kvm_vm", &["sampled_at", "total", "level"]),
+    (
+        "machine",
+        &["memory", "vcpus", "drives", "networks", "started_at"],
+    ),
+    ("samples", &["samples"]),
+    ("vcpu_samples", &["samples"]),
+    ("queue_samples", &["samples"]),
 ];
 
 pub(super) fn show(scene: &Scene<'_>, all: bool, page: &mut Page) {

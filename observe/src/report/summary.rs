@@ -28,29 +28,52 @@ pub(super) fn show(scene: &Scene<'_>, page: &mut Page) {
         header.pid,
         format::span(age)
     ));
-    let vcpus = scene.of_kind("vcpu").count();
-    let memory = host::resident(scene).map(|(at, bytes)| {
-        // A large guest's memory is looked at seldom: much may have come since.
-        let moment = match scene.age_ns(at) {
-            0..=FRESH_NS => String::new(),
-            _ => format!(" as of {}", scene.moment(at)),
-        };
-        format!(
-            ", {} of guest memory in the host's memory{moment}",
-            format::bytes(bytes)
-        )
-    });
-    page.line(&format!(
-        "{vcpus} {}{}.",
-        if vcpus == 1 { "vCPU" } else { "vCPUs" },
-        memory.unwrap_or_default()
-    ));
+    page.line(&machine(scene));
     if scene.snapshot.truncated {
         page.line(
             "The file is cut short or damaged, or holds more than is read: \
              what is missing here may have been in it.",
         );
     }
+}
+
+/// What the VM has, and when it began to run.
+fn machine(scene: &Scene<'_>) -> String {
+    let counted = |count: u64, one: &str| match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {one}s"),
+    };
+    let mut parts = vec![counted(super::vcpus(scene.snapshot), "vCPU")];
+    let resident = host::resident(scene).map(|(at, bytes)| {
+        // A large guest's memory is looked at seldom: much may have come since.
+        let moment = match scene.age_ns(at) {
+            0..=FRESH_NS => String::new(),
+            _ => format!(" as of {}", scene.moment(at)),
+        };
+        (format::bytes(bytes), moment)
+    });
+    let memory = super::memory_bytes(scene.snapshot).map(format::bytes);
+    parts.extend(match (memory, resident) {
+        (Some(memory), Some((resident, moment))) => Some(format!(
+            "{memory} of guest memory, {resident} of it in the host's memory{moment}"
+        )),
+        (Some(memory), None) => Some(format!("{memory} of guest memory")),
+        (None, Some((resident, moment))) => Some(format!(
+            "{resident} of guest memory in the host's memory{moment}"
+        )),
+        (None, None) => None,
+    });
+    let Some(machine) = scene.section("machine") else {
+        return format!("{}.", parts.join(", "));
+    };
+    let of = |field| machine.gauge(field).unwrap_or(0);
+    parts.push(counted(of("drives"), "drive"));
+    parts.push(counted(of("networks"), "network interface"));
+    let started = match of("started_at") {
+        0 => "it has not run yet".to_owned(),
+        at => format!("started {}", scene.moment(at)),
+    };
+    format!("{}; {started}.", parts.join(", "))
 }
 
 /// How it ended, when, and what it said.

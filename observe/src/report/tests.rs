@@ -1,3 +1,4 @@
+mod samples;
 mod toys;
 
 use std::mem::offset_of;

@@ -16,6 +16,7 @@ use memory::layout::KVM_TSS_BASE;
 use observe::blackbox::End;
 use observe::{BlackBox, Clock};
 
+use super::facts::MachineBlock;
 use super::{
     CMOS_PORT, I8042_GSI, I8042_PORT, Machine, POWER_PORT, SERIAL_GSI, SERIAL_PORT, processors,
     virtio, watch,
@@ -61,6 +62,7 @@ struct Parts {
     keyboard: Arc<I8042>,
     debug_exit: Arc<DebugExit>,
     block: observe::Block<devices::virtio::ThreadBlock>,
+    facts: observe::Block<MachineBlock>,
     buses: Arc<Buses>,
     vm: VmFd,
     ram: Arc<GuestRam>,
@@ -80,6 +82,7 @@ impl Parts {
             black_box,
             keep_black_box: spec.black_box.keep,
             block: self.block,
+            facts: self.facts,
             clock: Clock::process(),
             _buses: self.buses,
             _vm: self.vm,
@@ -135,6 +138,7 @@ fn assemble(
         keyboard: made.legacy.keyboard,
         debug_exit: made.legacy.debug_exit,
         block: made.block,
+        facts: made.facts,
         buses: made.buses,
         vm: made.vm,
         ram,
@@ -150,6 +154,7 @@ struct Made {
     watcher: Watcher,
     legacy: Legacy,
     block: observe::Block<devices::virtio::ThreadBlock>,
+    facts: observe::Block<MachineBlock>,
     buses: Arc<Buses>,
     vm: VmFd,
 }
@@ -184,6 +189,7 @@ fn make(
         io_threads,
         legacy,
         block,
+        facts: MachineBlock::place(black_box, spec)?,
         buses: Arc::new(buses),
         vm,
     })

@@ -2,6 +2,7 @@
 //! stops. The order is written here and nowhere else.
 
 mod build;
+pub(crate) mod facts;
 mod processors;
 mod virtio;
 mod watch;
@@ -27,6 +28,7 @@ use crate::vcpu::exit::Buses;
 use crate::vcpu::{Command, VcpuHandle};
 use crate::vm::CommandError;
 use crate::watcher::Watcher;
+use facts::MachineBlock;
 
 /// The first virtio device's interrupt; below are the PC's own.
 pub const FIRST_VIRTIO_GSI: u32 = 5;
@@ -48,6 +50,7 @@ pub struct Machine {
     black_box: BlackBox,
     keep_black_box: bool,
     block: Block<ThreadBlock>,
+    facts: Block<MachineBlock>,
     clock: Clock,
     _buses: Arc<Buses>,
     _vm: VmFd,
@@ -58,6 +61,7 @@ impl Machine {
     /// Runs the guest for the first time.
     pub fn start(&mut self) {
         self.block.heartbeat.claim();
+        self.facts.started_at.set(self.clock.ticks());
         self.resume_vcpus();
     }
 

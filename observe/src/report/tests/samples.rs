@@ -1,0 +1,86 @@
+//! The last minutes in a report.
+
+use std::mem::offset_of;
+
+use super::*;
+use crate::blackbox::{BlackBox, Meta};
+use crate::schema::{Field, Section, Unit};
+use crate::series::{Column, Series};
+
+#[repr(C)]
+struct Ring {
+    samples: Series<5, 300>,
+}
+
+const COLUMNS: [Column; 5] = [
+    Column::level("at", Unit::Ticks, "."),
+    Column::counter("run", Unit::Nanoseconds, "."),
+    Column::counter("kvm_exits", Unit::None, "."),
+    Column::level("in_flight", Unit::None, "."),
+    Column::level("memory", Unit::Bytes, "."),
+];
+
+// SAFETY: repr(C), a series only.
+#[allow(unsafe_code)]
+unsafe impl Section for Ring {
+    const KIND: &'static str = "vcpu_samples";
+    const INSTANCE: &'static [&'static str] = &["vcpu"];
+    const FIELDS: &'static [Field] = &[Field::series::<5, 300>(
+        "samples",
+        offset_of!(Ring, samples),
+        &COLUMNS,
+        ".",
+    )];
+}
+
+/// The lines under the heading, of a ring with `rows` rows, the last one now.
+fn last_minutes(rows: u64) -> Vec<String> {
+    let meta = Meta {
+        vm_id: "vm".into(),
+        version: "1".into(),
+    };
+    let mut black_box = BlackBox::anonymous(256 << 10, &meta).unwrap();
+    let ring = black_box.section::<Ring>("vcpu_samples/3", &[]).unwrap();
+    let clock = Clock::process();
+    let second = (1_000_000_000u64 << 32) / clock.anchor().0;
+    let now = clock.ticks();
+    for n in 0..rows {
+        let at = now - (rows - 1 - n) * second;
+        // Half a second of each; 100 exits, and 1000 in the last second of all.
+        let exits = n * 100 + if n + 1 == rows { 900 } else { 0 };
+        ring.samples
+            .push([at, n * 500_000_000, exits, 7, (rows - n) << 20]);
+    }
+    let text = squeezed(&render(&snapshot(&black_box), Options::default()));
+    let part = text.split("The last minutes\n").nth(1);
+    let lines = part.map_or("", |part| part).lines().skip(1);
+    lines.map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn the_last_minutes_are_rates_and_levels() {
+    let lines = last_minutes(200);
+    assert_eq!(lines[0], "vCPU 3 run kvm exits/s memory");
+    assert_eq!(lines.len(), 1 + 12 + 10 + 1, "{lines:#?}");
+    // The end is a moment after the last row.
+    assert!(lines[1].starts_with("-120."), "{lines:#?}");
+    assert!(lines[1].ends_with(" s 50.0 % 100 121.0 MiB"), "{lines:#?}");
+    assert!(lines[12].starts_with("-10."), "{lines:#?}");
+    assert!(lines[13].starts_with("-9."), "{lines:#?}");
+    assert!(lines[22].starts_with("-0."), "{lines:#?}");
+    assert!(lines[22].ends_with(" s 50.0 % 1000 1.0 MiB"), "{lines:#?}");
+    assert_eq!(lines[23], "vCPU 3, all the time the same: in flight 7.");
+}
+
+#[test]
+fn a_short_life_has_all_its_samples_and_one_sample_shows_no_trend() {
+    let lines = last_minutes(4);
+    assert_eq!(lines.len(), 1 + 3 + 1, "{lines:#?}");
+    assert!(lines[1].starts_with("-2."), "{lines:#?}");
+    let lines = last_minutes(15);
+    // The first of all, 10 before the newest, 9 before it, ...
+    assert_eq!(lines.len(), 1 + 1 + 10 + 1, "{lines:#?}");
+    for rows in [0, 1] {
+        assert_eq!(last_minutes(rows), Vec::<String>::new(), "{rows}");
+    }
+}
