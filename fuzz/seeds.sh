@@ -48,6 +48,13 @@ body state 'PATCH /vm?x=1#y x' '{"state":"Paused"}'
   le 8 5 4 3 2 1 0
 } >blackbox_reader/queue
 {
+  printf 'kind\tvcpu_samples\tvcpu\nfield\tvcpu_samples\tsamples\t6\t0\t0\t4\t24\t\tThe last ones.\n'
+  printf 'column\tvcpu_samples\tsamples\tat\t2\t4\tWhen.\n'
+  printf 'column\tvcpu_samples\tsamples\trun\t1\t1\tTime.\ncolumn\tvcpu_samples\tsamples\tsize\t2\t2\tA level.\n'
+  printf 'section\tvcpu_samples/0\tvcpu_samples\t4096\t104\n\0'
+  le 8 3 1000000000 5 6 2000000000 7 8 3000000000 9 8 0 0 0
+} >blackbox_reader/series
+{
   printf VITRBBOX && le 4 1 0 && le 8 4096 4096 64 80 64 7
 } >blackbox_reader/header
 

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use vmm::observe::BlackBox;
 use vmm::observe::openmetrics;
 use vmm::observe::reader::Snapshot;
 use vmm::{Outcome, Vm, VmCommand, VmEvent, VmSpec, VmState};
 
 use crate::events::{Event, EventLog};
 use crate::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState, Reply};
+use crate::record::Place;
 
 /// Launches VMs on this host's KVM.
 pub struct KvmLauncher {
     events: Arc<EventLog>,
     on_end: Arc<dyn Fn(Ending) + Send + Sync>,
+    record: Option<Place>,
 }
 
 impl KvmLauncher {
@@ -26,6 +29,15 @@ impl KvmLauncher {
         KvmLauncher {
             events,
             on_end: Arc::new(on_end),
+            record: None,
+        }
+    }
+
+    /// Gives each VM's black box the section of the API's thread.
+    pub fn recording(self, place: Place) -> KvmLauncher {
+        KvmLauncher {
+            record: Some(place),
+            ..self
         }
     }
 }
@@ -38,7 +50,11 @@ impl Launcher for KvmLauncher {
             on_end: Arc::clone(&self.on_end),
         });
         let listener = Listener(Arc::clone(&life));
-        let launched = Vm::launch(spec, move |event| listener.hear(event));
+        let place = |black_box: &mut BlackBox| match &self.record {
+            Some(record) => record.place(black_box),
+            None => Ok(()),
+        };
+        let launched = Vm::launch_with(spec, place, move |event| listener.hear(event));
         let vm = launched.map_err(|error| MachineError::new(&error))?;
         life.mark(LAUNCHED);
         Ok(Arc::new(KvmMachine(vm)))

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod metrics_file;
 pub mod observation;
 pub mod query;
+pub mod record;
 pub mod routes;
 pub mod server;
 pub mod session;

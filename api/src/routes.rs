@@ -57,6 +57,15 @@ pub struct Route {
     pub endpoint: Endpoint,
 }
 
+impl Route {
+    /// What people call it: `PUT /drives/ID`.
+    pub fn name(&self) -> String {
+        let path = self.path.split_once('{');
+        let path = path.map_or(self.path.to_owned(), |(before, _)| format!("{before}ID"));
+        format!("{} {path}", self.method)
+    }
+}
+
 const fn row(method: &'static str, path: &'static str, endpoint: Endpoint) -> Route {
     Route {
         method,
@@ -177,6 +186,15 @@ pub fn find<'a>(
         method: method.to_owned(),
         path: path.trim_start_matches('/').to_owned(),
     })
+}
+
+/// The row of a request in [`ROUTES`], whatever else may be wrong with it; their number if it has
+/// none.
+pub(crate) fn number(method: &str, target: &str) -> usize {
+    let path = path_of(target);
+    let mut rows = ROUTES.iter();
+    let row = rows.position(|row| matches(row, method, path).is_some());
+    row.unwrap_or(ROUTES.len())
 }
 
 /// The path of a request target: without its query, without scheme and host where a client sends

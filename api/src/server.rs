@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::events::EventLog;
 use crate::http::{self, Options};
+use crate::record::{Inbox, Recorder};
 use crate::session::{Session, SessionParts};
 
 /// How long [`Server::stop`] waits for requests in progress; a little more than they are given.
@@ -93,13 +94,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Begins to serve.
+    /// Begins to serve. `sections` brings the thread's own section of each black box.
     ///
     /// # Errors
     /// No thread or no event loop can be had.
     pub fn start(
         socket: Socket,
         parts: SessionParts,
+        sections: Inbox,
         options: Options,
     ) -> Result<Server, ServerError> {
         let (stop, stopped) = oneshot::channel();
@@ -121,7 +123,12 @@ impl Server {
                         std::future::pending::<()>().await;
                     }
                 };
-                http::serve(listener, Rc::new(Session::new(parts)), options, stop).await;
+                let recorder = Rc::<Recorder>::default();
+                let taking = Rc::clone(&recorder);
+                tokio::task::spawn_local(async move { taking.take(sections).await });
+                let session = Rc::new(Session::new(parts, Rc::clone(&recorder)));
+                http::serve(listener, session, options, stop).await;
+                recorder.end();
                 io::Result::Ok(())
             };
             if let Err(error) = tokio::task::LocalSet::new().block_on(&runtime, served) {

@@ -7,6 +7,7 @@
 mod reads;
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::logging::{LogControl, SinkError};
 use crate::machine::{Command, Launcher, Machine, MachineError, MachineState};
 use crate::metrics::RequestCounts;
 use crate::metrics_file::{MetricsFile, MetricsFileError};
+use crate::record::Recorder;
 use crate::routes::{self, Endpoint, Route};
 use crate::trace::{TraceRefusal, Tracing};
 use crate::wire::{self, ActionTypeWire, ActionWire, DriveWire, LoggerWire};
@@ -124,14 +126,15 @@ pub struct Session {
     followers: Followers,
     tracing: Tracing,
     counts: RequestCounts,
+    recorder: Rc<Recorder>,
     /// Held while a request changes something. An async lock on one thread: it orders requests,
     /// and no thread ever waits for it.
     turn: Mutex<()>,
 }
 
 impl Session {
-    /// A session at its beginning.
-    pub fn new(parts: SessionParts) -> Session {
+    /// A session at its beginning, whose requests `recorder` tells of.
+    pub fn new(parts: SessionParts, recorder: Rc<Recorder>) -> Session {
         let slot = Slot::default();
         if let Some(machine) = parts.machine {
             let _ = slot.machine.set(machine);
@@ -147,8 +150,21 @@ impl Session {
             followers: Followers::default(),
             tracing: Tracing::default(),
             counts: RequestCounts::default(),
+            recorder,
             turn: Mutex::new(()),
         }
+    }
+
+    async fn respond(&self, request: &Request) -> Response {
+        self.answer(request).await.unwrap_or_else(|error| {
+            let (method, target) = (&request.method, &request.target);
+            tracing::warn!("API request refused: {method} {target}: {error}");
+            let status = match error {
+                SessionError::Followers => Status::Unavailable,
+                _ => Status::BadRequest,
+            };
+            Response::fault(status, &error.to_string())
+        })
     }
 
     fn phase(&self) -> Phase {
@@ -384,15 +400,8 @@ impl Handler for Session {
     async fn handle(&self, request: Request) -> Response {
         let (method, target) = (&request.method, &request.target);
         tracing::debug!("API request: {method} {target}");
-        let outcome = self.answer(&request).await;
-        let response = outcome.unwrap_or_else(|error| {
-            tracing::warn!("API request refused: {method} {target}: {error}");
-            let status = match error {
-                SessionError::Followers => Status::Unavailable,
-                _ => Status::BadRequest,
-            };
-            Response::fault(status, &error.to_string())
-        });
+        let response = self.respond(&request);
+        let response = self.recorder.during(method, target, response).await;
         self.counts.count(response.status);
         response
     }

@@ -9,6 +9,7 @@ use api::http::Options;
 use api::logging::LogControl;
 use api::machine::{Launcher, Machine};
 use api::metrics_file::MetricsFile;
+use api::record;
 use api::server::{Server, Socket};
 use api::session::{Deadlines, SessionParts};
 use api::vmm::SerialInput;
@@ -59,7 +60,9 @@ struct Prepared {
 
 fn prepare(arguments: DaemonArgs, socket: Option<Socket>) -> Result<Prepared, Failure> {
     let events = Arc::<EventLog>::default();
-    let supervisor = Supervisor::new(Signals::block(), Arc::clone(&events))?;
+    let (place, sections) = record::pair();
+    let place = socket.is_some().then_some(place);
+    let supervisor = Supervisor::new(Signals::block(), Arc::clone(&events), place)?;
     let (id, black_box_name) = black_box::names(arguments.id.clone());
     let log = start_log(&id, &arguments)?;
     for flag in arguments.without_effect() {
@@ -104,7 +107,7 @@ fn prepare(arguments: DaemonArgs, socket: Option<Socket>) -> Result<Prepared, Fa
         deadlines: Deadlines::default(),
     };
     let server = socket
-        .map(|socket| Server::start(socket, parts, options))
+        .map(|socket| Server::start(socket, parts, sections, options))
         .transpose();
     Ok(Prepared {
         supervisor,

@@ -20,7 +20,7 @@ use super::{Failure, black_box, daemon};
 /// # Errors
 /// Bad usage; the VM failed.
 pub fn run(arguments: RunArgs) -> Result<(), Failure> {
-    let supervisor = Supervisor::new(Signals::block(), Arc::default())?;
+    let supervisor = Supervisor::new(Signals::block(), Arc::default(), None)?;
     let (id, black_box_name) = black_box::names(arguments.id.clone());
     let log = LogControl::new(&id);
     log.install();

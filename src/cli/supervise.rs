@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use api::events::EventLog;
 use api::kvm::KvmLauncher;
 use api::machine::{Command, Ending, Launcher, Machine, MachineError};
+use api::record::Place;
 use api::vmm::VmSpec;
 
 use super::signals::Signals;
@@ -53,11 +54,16 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Begins to listen for signals; `events` gets what happens to the VM.
+    /// Begins to listen for signals; `events` gets what happens to the VM, and `record` places the
+    /// section of the API's thread, if there is one, in its black box.
     ///
     /// # Errors
     /// Their thread cannot be made.
-    pub fn new(signals: Signals, events: Arc<EventLog>) -> Result<Supervisor, Failure> {
+    pub fn new(
+        signals: Signals,
+        events: Arc<EventLog>,
+        record: Option<Place>,
+    ) -> Result<Supervisor, Failure> {
         let (sender, happenings) = mpsc::channel();
         let ends: Sender<Happening> = sender.clone();
         let listening = signals.listen(move |signal| drop(sender.send(Happening::Signal(signal))));
@@ -66,8 +72,12 @@ impl Supervisor {
         };
         listening.map_err(|error| Failure::failed(explain(error)))?;
         let on_end = move |ending| drop(ends.send(Happening::Ended(ending)));
+        let launcher = KvmLauncher::new(events, on_end);
         let launcher = Arc::new(Watched {
-            inner: KvmLauncher::new(events, on_end),
+            inner: match record {
+                Some(place) => launcher.recording(place),
+                None => launcher,
+            },
             launching: AtomicBool::new(false),
             machine: OnceLock::new(),
         });

@@ -18,6 +18,61 @@ fn observe(daemon: &Daemon) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
+/// The section of the API's own thread.
+fn api_thread(observation: &Value) -> Option<&Value> {
+    let threads = observation["threads"].as_array().unwrap();
+    threads.iter().find(|thread| thread["thread"] == "api")
+}
+
+#[test]
+fn the_apis_thread_tells_of_its_requests() {
+    let daemon = Daemon::new();
+    assert_eq!(api_thread(&observe(&daemon)), None, "no black box yet");
+    daemon.boot("quiet print=ready cli_hlt");
+    daemon.await_output("ready");
+    let (status, _) = daemon.ask("GET", "/nowhere", &Value::Null);
+    assert_eq!(status, 400);
+    let first = observe(&daemon);
+    let api = api_thread(&first).unwrap();
+    let heartbeat = &api["heartbeat"];
+    assert_eq!(heartbeat["activity"], "in handler", "this request");
+    assert_eq!(heartbeat["reason"], "GET /observe");
+    assert!(heartbeat["tid"].as_u64().unwrap() > 0);
+    // The observation before the start, the boot's two, the stray one and this.
+    let requests = api["loops"].as_u64().unwrap();
+    assert!(requests >= 5, "{requests}");
+    let events = api["flight"]["events"].as_array().unwrap();
+    let answered: Vec<_> = events.iter().map(|event| &event["length"]).collect();
+    assert_eq!(answered, [204, 400], "since the black box is there");
+    let again = observe(&daemon);
+    let later = api_thread(&again).unwrap()["loops"].as_u64().unwrap();
+    assert_eq!(later, requests + 1);
+}
+
+#[test]
+fn samples_are_given_when_they_are_asked_for() {
+    let daemon = Daemon::new();
+    daemon.boot("quiet print=ready loop_pio=0x81");
+    daemon.await_output("ready");
+    let rows = |all: &Value| -> Vec<Value> {
+        let rows = all["vcpu_samples"][0]["samples"]["rows"].as_array();
+        rows.cloned().unwrap_or_default()
+    };
+    assert_eq!(rows(&observe(&daemon)), Vec::<Value>::new());
+    daemon.until("two samples", || {
+        let (_, text) = daemon.ask("GET", "/observe?samples=1", &Value::Null);
+        let all: Value = serde_json::from_str(&text).unwrap();
+        let machine = &all["samples"][0]["samples"];
+        let columns = machine["columns"].as_array().unwrap();
+        assert_eq!(columns[0]["name"], "at_ns_ago");
+        assert_eq!(columns[1]["name"], "guest_resident_bytes");
+        assert_eq!(all["machine"][0]["vcpus"], 1);
+        rows(&all).len() >= 2
+    });
+    let (status, text) = daemon.ask("GET", "/observe?samples=2", &Value::Null);
+    assert_eq!(status, 400, "{text}");
+}
+
 #[test]
 fn observation_events_and_metrics_tell_of_the_same_guest() {
     let path = "SCRATCH/metrics";

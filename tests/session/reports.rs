@@ -65,7 +65,7 @@ pub fn freeze(daemon: &Daemon) {
     }
 }
 
-const ALL_OF_IT: [&str; 15] = [
+const ALL_OF_IT: [&str; 16] = [
     "vCPU 0: in ",
     "vCPU 1: ",
     "io_in ",
@@ -78,6 +78,7 @@ const ALL_OF_IT: [&str; 15] = [
     "vcpu-0 in ",
     "vm idle ",
     "io-d idle ",
+    "api idle ",
     "Console serial: output ",
     "vcpu-0 io_in of 1 byte at unclaimed-port 0x81, ",
     "io-d d: queue 0 was kicked ",
@@ -95,7 +96,7 @@ fn a_stopped_vmm_and_a_killed_one_are_reported_in_full() {
         has(&text, &["VM boxed: running\nIts process lives as of "]);
         has(&text, &["2 vCPUs, 128.0 MiB of guest memory, "]);
         has(&text, &[", 1 drive, 0 network interfaces; started 20"]);
-        has(&text, &ALL_OF_IT[..13]);
+        has(&text, &ALL_OF_IT[..14]);
     }
     let list = said(&vitrine(&daemon, &["list"]), 0);
     let pid = daemon.child.id();
@@ -111,7 +112,7 @@ fn a_stopped_vmm_and_a_killed_one_are_reported_in_full() {
     );
     let text = said(&vitrine(&daemon, &["report", "boxed"]), 1);
     has(&text, &["VM boxed: dead\nIt died without a clean end: "]);
-    has(&text, &ALL_OF_IT[..14]);
+    has(&text, &ALL_OF_IT[..15]);
     has(
         &text,
         &[
@@ -141,12 +142,14 @@ fn all_events_of_an_idle_guest_have_words() {
         &vitrine(&daemon, &["report", "boxed", "--events", "2000"]),
         0,
     );
-    has(&text, &ALL_OF_IT[13..]);
+    has(&text, &ALL_OF_IT[14..]);
     has(
         &text,
         &[
             "io-d d: a driver took the device with features 0x",
             "io-d d: stopped for a pause",
+            "api PUT /actions was answered 204 after ",
+            "api PATCH /vm was answered 204 after ",
             "vCPU 0: paused",
         ],
     );

@@ -40,6 +40,8 @@ pub use boot::BootError;
 /// Undoes the raw mode that a console put its terminal into; async-signal-safe. For handlers of
 /// signals that kill the process: all other ways out undo it by themselves.
 pub use devices::legacy::restore_from_signal as restore_terminal;
+/// What a thread keeps in the black box, for [`Vm::launch_with`].
+pub use devices::virtio::ThreadBlock;
 pub use hypervisor::HostError;
 pub use lifecycle::{VmCommand, VmState};
 pub use memory::MemoryError;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use devices::virtio::ThreadBlock;
 use observe::reader::{ReadError, Reader, Snapshot};
 use observe::{BlackBox, BlackBoxError, Meta};
 
@@ -162,8 +163,25 @@ impl Vm {
         spec: VmSpec,
         events: impl Fn(VmEvent) + Send + 'static,
     ) -> Result<Vm, LaunchError> {
+        Vm::launch_with(spec, |_| Ok(()), events)
+    }
+
+    /// As [`Vm::launch`]; `extend` is called at once and may place a section of a thread of its
+    /// own, a [`crate::ThreadBlock`], in the new black box.
+    ///
+    /// # Errors
+    /// As [`Vm::launch`], and those of `extend`.
+    pub fn launch_with(
+        spec: VmSpec,
+        extend: impl FnOnce(&mut BlackBox) -> Result<(), BlackBoxError>,
+        events: impl Fn(VmEvent) + Send + 'static,
+    ) -> Result<Vm, LaunchError> {
         spec.validate()?;
-        let black_box = create_black_box(&spec)?;
+        let mut black_box = create_black_box(&spec)?;
+        if let Err(error) = extend(&mut black_box) {
+            black_box.remove();
+            return Err(error.into());
+        }
         let host = |what| move |source| LaunchError::Refused { what, source };
         let shared = Arc::new(Shared {
             state: AtomicU8::new(VmState::Starting as u8),
@@ -259,7 +277,9 @@ pub(crate) fn open_reader(black_box: &BlackBox) -> Result<Reader, LaunchError> {
 
 /// Room for the fixed parts, each vCPU and each queue (see docs/blackbox.md).
 fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
-    const FIXED: usize = (256 << 10) + observe::host::section_bytes();
+    const FIXED: usize = (256 << 10)
+        + observe::host::section_bytes()
+        + BlackBox::capacity_for(BlackBox::section_bytes::<ThreadBlock>());
     const EACH_VCPU: usize = 68 << 10;
     const EACH_QUEUE: usize = 48 << 10;
     let queues = spec.drives.len() + 2 * spec.networks.len();

@@ -14,6 +14,7 @@ use api::http::Options;
 use api::logging::LogControl;
 use api::machine::{Command, Launcher, Machine, MachineError, MachineState, Reply};
 use api::metrics_file::MetricsFile;
+use api::record;
 use api::server::{Server, Socket};
 use api::session::{Deadlines, SessionParts};
 use serde_json::Value;
@@ -169,7 +170,7 @@ impl TestServer {
             deadlines,
         };
         let socket = Socket::bind(&directory.join("api.sock")).unwrap();
-        let server = Some(Server::start(socket, parts, options).unwrap());
+        let server = Some(Server::start(socket, parts, record::pair().1, options).unwrap());
         TestServer {
             directory,
             launcher,
