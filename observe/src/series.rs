@@ -44,7 +44,7 @@ impl Column {
 /// A ring of rows written by one thread. `written` counts all rows ever, so a reader knows the
 /// newest one (`written - 1` modulo `ROWS`) and what was overwritten while it read: as in a
 /// [`crate::FlightRing`], rows that were copied between two readings `w1` and `w2` of it are those
-/// of `w2 + 1 - ROWS` to `w1 - 1` whole. Pages of rows that were not written yet are not touched.
+/// of `w2 + 1 - ROWS` to `w1 - 1` whole.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Series<const COLUMNS: usize, const ROWS: usize> {

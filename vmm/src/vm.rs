@@ -277,15 +277,19 @@ pub(crate) fn open_reader(black_box: &BlackBox) -> Result<Reader, LaunchError> {
 
 /// Room for the fixed parts, each vCPU and each queue (see docs/blackbox.md).
 fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
-    const FIXED: usize = (256 << 10)
+    /// With the directory that goes with them.
+    const fn room(bytes: usize) -> usize {
+        BlackBox::capacity_for(bytes) - BlackBox::capacity_for(0)
+    }
+    // All of it counts as the VMM's memory from the start (`Mapping::new`).
+    const FIXED: usize = (128 << 10)
         + observe::host::section_bytes()
-        + BlackBox::capacity_for(BlackBox::section_bytes::<ThreadBlock>());
+        + room(BlackBox::section_bytes::<ThreadBlock>());
     const EACH_VCPU: usize = 68 << 10;
     const EACH_QUEUE: usize = 48 << 10;
     let queues = spec.drives.len() + 2 * spec.networks.len();
     let vcpus = usize::from(spec.vcpus);
-    let samples = Samples::section_bytes(vcpus, queues);
-    let samples = BlackBox::capacity_for(samples).saturating_sub(BlackBox::capacity_for(0));
+    let samples = room(Samples::section_bytes(vcpus, queues));
     let bytes = FIXED + vcpus * EACH_VCPU + queues * EACH_QUEUE + samples;
     let meta = Meta {
         vm_id: spec.id.clone(),

@@ -6,8 +6,8 @@
 //! process, one load each. A tick allocates nothing and takes no lock. What a host does not tell
 //! is 0, as in the section that it comes from.
 //!
-//! A ring has [`ROWS`] rows, five minutes, which touch 49 KiB for the machine, 23 KiB for each
-//! vCPU and 14 KiB for each queue once they are full (`docs/blackbox.md`).
+//! A ring has [`ROWS`] rows, five minutes: 49 KiB for the machine, 23 KiB for each vCPU and 14 KiB
+//! for each queue (`docs/blackbox.md`).
 
 use std::mem::offset_of;
 
