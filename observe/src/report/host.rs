@@ -34,7 +34,7 @@ pub(super) fn show(scene: &Scene<'_>, page: &mut Page) {
 pub(super) fn resident(scene: &Scene<'_>) -> Option<(u64, u64)> {
     let memory = scene.section("memory")?;
     let at = memory.gauge("sampled_at").filter(|at| *at > 0)?;
-    // Huge pages of the host's pools are a part of it.
+    // Huge pages of the host's pools are part of it: the sampler has added them.
     let rows = memory.row_names("resident");
     let rows = rows.map(|row| number(memory, "resident", row));
     Some((at, rows.fold(0, u64::saturating_add)))

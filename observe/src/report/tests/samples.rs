@@ -84,3 +84,47 @@ fn a_short_life_has_all_its_samples_and_one_sample_shows_no_trend() {
         assert_eq!(last_minutes(rows), Vec::<String>::new(), "{rows}");
     }
 }
+
+#[repr(C)]
+struct Memory {
+    sampled_at: crate::Gauge,
+    resident: [crate::Gauge; 2],
+    hugetlb: [crate::Gauge; 2],
+}
+
+const fn column(name: &'static str, offset: usize) -> Field {
+    Field::gauge(name, Unit::Bytes, offset, ".").column(2, 8, "region")
+}
+
+// SAFETY: repr(C), cells only.
+#[allow(unsafe_code)]
+unsafe impl Section for Memory {
+    const KIND: &'static str = "memory";
+    const INSTANCE: &'static [&'static str] = &[];
+    #[rustfmt::skip]
+    const FIELDS: &'static [Field] = &[
+        Field::gauge("sampled_at", Unit::Ticks, offset_of!(Memory, sampled_at), "."),
+        column("resident", offset_of!(Memory, resident)),
+        column("hugetlb", offset_of!(Memory, hugetlb)),
+    ];
+}
+
+#[test]
+fn huge_pages_of_the_hosts_pools_are_counted_once() {
+    let meta = Meta {
+        vm_id: "vm".into(),
+        version: "1".into(),
+    };
+    let mut black_box = BlackBox::anonymous(256 << 10, &meta).unwrap();
+    let regions = ["0x0", "0x100000000"].map(String::from);
+    let memory = black_box.section::<Memory>("memory", &[("region", &regions)]);
+    let memory = memory.unwrap();
+    assert_eq!(resident_bytes(&snapshot(&black_box)), None);
+    memory.sampled_at.set(1);
+    // As `MemorySampler` writes them: those in huge pages are resident, too.
+    for (cells, bytes) in [(&memory.resident, [6, 3]), (&memory.hugetlb, [6, 2])] {
+        cells[0].set(bytes[0] << 20);
+        cells[1].set(bytes[1] << 20);
+    }
+    assert_eq!(resident_bytes(&snapshot(&black_box)), Some(9 << 20));
+}
