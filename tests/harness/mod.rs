@@ -258,7 +258,8 @@ impl Seen {
                         }
                         counts.insert(format!("{name} sum"), histogram.sum);
                     }
-                    Value::Gauge(_) | Value::Heartbeat(_) | Value::Flight(_) => {}
+                    Value::Gauge(_) | Value::Heartbeat(_) | Value::Flight(_) | Value::Series(_) => {
+                    }
                 }
             }
         }

@@ -131,6 +131,14 @@ fn checks() -> Row {
         "warnings",
     ];
     row.check("clippy", step(&clippy));
+    // Those that need KVM are no part of all targets.
+    let suites = ["--test", "zoo", "--test", "session", "--test", "linux"];
+    let of_suites = [
+        &["clippy", "--package", "vitrine"],
+        &suites[..],
+        &["--", "-D", "warnings"],
+    ];
+    row.check("clippy of the guests' tests", step(&of_suites.concat()));
     say("test", "the direction of dependencies ...");
     row.check("arrows", arrows::check());
     say("test", "the licences of all packages ...");
