@@ -16,6 +16,9 @@ use crate::suite;
 pub use boot::BootInside;
 pub use pss::PssInside;
 
+const WATCHER_RUNS: u32 = 3;
+const WATCHER_SECONDS: u32 = 30;
+
 /// `cargo xtask bench …`
 #[derive(Subcommand)]
 pub enum Bench {
@@ -28,7 +31,7 @@ pub enum Bench {
         #[arg(long, default_value_t = boot::BOUND)]
         bound: f64,
     },
-    /// What observing costs a user exit, on this machine
+    /// What observing costs: a user exit, the watcher, and memory
     Exits,
     /// CPU time until the API answers, and memory beside the guest's
     Start {
@@ -39,10 +42,10 @@ pub enum Bench {
     /// CPU time of the thread that looks at a halted guest, on this machine's KVM
     Watcher {
         /// How often it is measured
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = WATCHER_RUNS)]
         runs: u32,
         /// Seconds of each run
-        #[arg(long, default_value_t = 30)]
+        #[arg(long, default_value_t = WATCHER_SECONDS)]
         seconds: u32,
     },
 }
@@ -51,10 +54,20 @@ pub enum Bench {
 pub fn main(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Boot { runs, bound } => boot::main(*runs, *bound),
-        Bench::Exits => exits::main(),
+        Bench::Exits => observation(),
         Bench::Start { runs } => start::main(*runs),
         Bench::Watcher { runs, seconds } => watcher::main(*runs, *seconds),
     }
+}
+
+/// All that observing costs; each is measured whatever the others came to.
+fn observation() -> Result<()> {
+    let all = [
+        exits::main(),
+        watcher::main(WATCHER_RUNS, WATCHER_SECONDS),
+        vitrine().and_then(|vitrine| pss::main(&vitrine)),
+    ];
+    all.into_iter().collect()
 }
 
 /// `cargo xtask bench-boot-inside …`
