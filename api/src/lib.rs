@@ -13,6 +13,7 @@ pub mod admission;
 pub mod config;
 pub mod config_file;
 pub mod events;
+pub mod health;
 pub mod http;
 pub mod kvm;
 pub mod logging;

@@ -33,6 +33,7 @@ pub mod report;
 pub mod schema;
 pub mod series;
 pub mod trace;
+pub mod verdict;
 
 pub use blackbox::{BlackBox, BlackBoxError, Block, End, Meta, Probe, Pulse};
 pub use cell::{Counter, Gauge, Histogram};

@@ -1,0 +1,84 @@
+//! Which verdict is the consequence of which: a stalled disk that makes a guest idle is one fault.
+
+use super::{Code, Subject, Verdict};
+
+/// Whether `cause` explains `effect`, where both hold at once.
+fn explains(cause: &Verdict, effect: &Verdict) -> bool {
+    use Code::{
+        DriveError, GuestIdle, GuestPanic, HostMemoryPressure, HostSwappingGuest, KvmError, Paused,
+        QueueBackendStall, QueueBroken, QueueDeviceStall, QueueGuestNotReaping, QueueLostKick,
+        VcpuDeadHalt, VcpuHostFault, VcpuInHandler, VcpuSpin, VcpuSpinIrqsOff, VcpuStarved,
+        VcpuThrottled, VmmOomKilled, VmmOomRisk, VmmThreadStuck,
+    };
+    let guest_stands = matches!(
+        effect.code,
+        VcpuDeadHalt | GuestIdle | QueueGuestNotReaping | QueueLostKick
+    );
+    match cause.code {
+        // Nothing else matters of a guest that is paused or gone.
+        Paused => guest_stands,
+        GuestPanic | KvmError => guest_stands || matches!(effect.code, VcpuSpin | VcpuSpinIrqsOff),
+        VmmOomRisk | VmmOomKilled => matches!(
+            effect.code,
+            HostMemoryPressure | HostSwappingGuest | VcpuHostFault | Code::VmmDied
+        ),
+        HostMemoryPressure | HostSwappingGuest => matches!(effect.code, VcpuHostFault),
+        VmmThreadStuck => {
+            matches!(effect.code, QueueDeviceStall) && same_device(cause, effect)
+                || matches!(effect.code, VcpuInHandler)
+        }
+        QueueBackendStall | QueueDeviceStall | DriveError | QueueBroken => {
+            matches!(effect.code, GuestIdle)
+        }
+        VcpuSpinIrqsOff | VcpuSpin | VcpuStarved | VcpuThrottled | VcpuInHandler
+        | VcpuHostFault => {
+            matches!(effect.code, QueueGuestNotReaping | QueueLostKick)
+        }
+        _ => false,
+    }
+}
+
+/// The name of the device in `device/NAME/queue/0` and in `thread/io-NAME`.
+fn device(subject: &Subject) -> Option<&str> {
+    let text = subject.as_str();
+    let name = text.strip_prefix("device/").map(|rest| {
+        let (name, _) = rest.split_once('/').unwrap_or((rest, ""));
+        name
+    });
+    name.or_else(|| text.strip_prefix("thread/io-"))
+}
+
+fn same_device(one: &Verdict, other: &Verdict) -> bool {
+    let (one, other) = (device(&one.subject), device(&other.subject));
+    one.is_some() && one == other
+}
+
+/// Links each verdict to its cause and brings them in order.
+pub(super) fn link(verdicts: &mut [Verdict]) {
+    let causes: Vec<Verdict> = verdicts.to_owned();
+    for effect in verdicts.iter_mut() {
+        let is_cause = |cause: &&Verdict| cause.key() != effect.key() && explains(cause, effect);
+        // The worst of several.
+        let cause = causes
+            .iter()
+            .filter(is_cause)
+            .max_by_key(|cause| cause.severity);
+        effect.consequence_of = cause.map(Verdict::key);
+    }
+    sort(verdicts);
+}
+
+/// Causes before consequences, worst first, then by code and subject.
+pub(super) fn sort(verdicts: &mut [Verdict]) {
+    verdicts.sort_by(|one, other| {
+        let rank = |verdict: &Verdict| {
+            (
+                verdict.consequence_of.is_some(),
+                std::cmp::Reverse(verdict.severity),
+            )
+        };
+        rank(one)
+            .cmp(&rank(other))
+            .then_with(|| one.key().cmp(&other.key()))
+    });
+}

@@ -1,0 +1,115 @@
+//! The VMM itself: threads that do not move, and how it ended.
+
+use super::{Look, seconds};
+use crate::heartbeat::Activity;
+use crate::verdict::{Code, Subject, Verdict};
+
+pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    kvm_error(look, verdicts);
+    triple_fault(look, verdicts);
+    if look.now.writer_alive == Some(false) {
+        died(look, verdicts);
+    } else if look.is_running() {
+        stuck(look, verdicts);
+    }
+}
+
+fn exits(look: &Look<'_>, reasons: &[&str]) -> Vec<(usize, String, u64)> {
+    let vcpus = look.now.vcpus.iter();
+    let all = vcpus.flat_map(|vcpu| {
+        let exits = vcpu.exits.iter();
+        exits.map(|(reason, count)| (vcpu.index, reason.clone(), *count))
+    });
+    let meant = all.filter(|(_, reason, count)| *count > 0 && reasons.contains(&reason.as_str()));
+    meant.collect()
+}
+
+/// KVM gave a guest up.
+fn kvm_error(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    for (vcpu, reason, count) in exits(look, &["fail_entry", "internal_error", "memory_fault"]) {
+        let words = look.now.failure.clone();
+        let summary = words
+            .clone()
+            .unwrap_or_else(|| format!("KVM cannot go on with vCPU {vcpu}: {reason}"));
+        let subject = Subject::vcpu(vcpu);
+        let verdict = Verdict::new(Code::KvmError, subject, look.now.at_ns, summary);
+        let verdict = verdict.number("exits", count).text("reason", reason);
+        verdicts.push(match words {
+            Some(words) => verdict.text("failure", words),
+            None => verdict,
+        });
+    }
+}
+
+/// A guest whose exception handlers fail has lost its kernel. Some kernels reboot that way.
+fn triple_fault(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    for (vcpu, _, count) in exits(look, &["shutdown"]) {
+        let summary = format!(
+            "vCPU {vcpu} had a triple fault: the guest's kernel died, or rebooted that way"
+        );
+        let whole = Subject::whole("vm");
+        let verdict = Verdict::new(Code::GuestPanic, whole, look.now.at_ns, summary);
+        verdicts.push(verdict.number("triple_faults", count));
+    }
+}
+
+/// A thread that works on one thing for long. One that waits for work does nothing wrong.
+fn stuck(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    for thread in &look.now.threads {
+        let doing = &thread.doing;
+        let works = matches!(doing.activity, Some(Activity::InDevice | Activity::Blocked));
+        let age = look.age(doing.since_ns);
+        if !works || age < look.limits.thread_ns {
+            continue;
+        }
+        let summary = format!(
+            "the thread {} has been at {} {} for {}",
+            thread.name,
+            doing.reason,
+            doing.device,
+            seconds(age)
+        );
+        let subject = Subject::thread(&thread.name);
+        verdicts.push(
+            Verdict::new(Code::VmmThreadStuck, subject, doing.since_ns, summary)
+                .number("stuck_ns", age)
+                .number("tid", doing.tid)
+                .number("loops", thread.loops),
+        );
+    }
+}
+
+/// Gone without a word.
+fn died(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    if look.now.has_ended {
+        return;
+    }
+    let at = look.now.at_ns;
+    let vmm = || Subject::whole("vmm");
+    let lived = at.saturating_sub(look.now.created_ns);
+    let summary = format!(
+        "the VMM died without an orderly end, after {}",
+        seconds(lived)
+    );
+    let died = Verdict::new(Code::VmmDied, vmm(), at, summary).number("lived_ns", lived);
+    if let Some(cgroup) = &look.now.cgroup
+        && let Some(max) = cgroup.max_bytes.filter(|max| *max > 0)
+    {
+        let share = cgroup.current_bytes as f64 / max as f64;
+        if share >= look.limits.oom_share && cgroup.max_events > 0 {
+            let summary = format!(
+                "when the VMM died its cgroup was at its memory limit of {} MiB",
+                max >> 20
+            );
+            let killed = Verdict::new(Code::VmmOomKilled, vmm(), at, summary);
+            verdicts.push(
+                killed
+                    .number("current_bytes", cgroup.current_bytes)
+                    .number("max_bytes", max)
+                    .number("limit_met", cgroup.max_events)
+                    .number("oom_kills", cgroup.oom_kills),
+            );
+        }
+    }
+    verdicts.push(died);
+}

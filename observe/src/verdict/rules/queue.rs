@@ -1,0 +1,182 @@
+//! Queues: requests that wait for the host, for the device's thread, or for the guest.
+
+use super::{Look, seconds};
+use crate::heartbeat::Activity;
+use crate::verdict::observation::{HostErrors, QueueSeen, ThreadSeen};
+use crate::verdict::{Code, Severity, Subject, Verdict};
+
+pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    for queue in look.now.queues.iter().filter(|queue| queue.size > 0) {
+        stalled(look, queue, verdicts);
+        not_reaping(look, queue, verdicts);
+        rx_starved(look, queue, verdicts);
+    }
+    for queue in &look.now.queues {
+        lost_kicks(look, queue, verdicts);
+        broken(look, queue, verdicts);
+    }
+    for errors in &look.now.host_errors {
+        host_errors(look, errors, verdicts);
+    }
+}
+
+fn verdict(code: Code, queue: &QueueSeen, since_ns: u64, summary: String) -> Verdict {
+    let subject = Subject::queue(&queue.device, &queue.queue);
+    Verdict::new(code, subject, since_ns, summary)
+}
+
+/// The thread that serves the queue.
+fn server<'a>(look: &Look<'a>, queue: &QueueSeen) -> Option<&'a ThreadSeen> {
+    let name = format!("io-{}", queue.device);
+    look.now.threads.iter().find(|thread| thread.name == name)
+}
+
+fn before<'a>(look: &Look<'a>, queue: &QueueSeen) -> Option<&'a QueueSeen> {
+    let mut queues = look.earlier?.queues.iter();
+    queues.find(|there| there.device == queue.device && there.queue == queue.queue)
+}
+
+/// The oldest request is in flight for long. A receive queue's buffers wait for packets: that is
+/// no stall.
+fn stalled(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
+    let Some(since_ns) = queue.oldest_since_ns.filter(|_| queue.in_flight > 0) else {
+        return;
+    };
+    let age = look.age(since_ns);
+    if age < look.limits.backend_stall_ns {
+        return;
+    }
+    let summary = format!(
+        "a request of {} queue {} has waited for the host for {}",
+        queue.device,
+        queue.queue,
+        seconds(age)
+    );
+    let mut stall = verdict(Code::QueueBackendStall, queue, since_ns, summary)
+        .number("oldest_ns", age)
+        .number("in_flight", queue.in_flight);
+    if let Some(thread) = server(look, queue) {
+        let doing = thread.doing.activity.map_or("unknown", activity);
+        stall = stall
+            .text("thread_does", doing)
+            .number("thread_so_for_ns", look.age(thread.doing.since_ns))
+            .number("tid", thread.doing.tid);
+    }
+    verdicts.push(stall);
+}
+
+fn activity(activity: Activity) -> &'static str {
+    let mut all = Activity::ALL.iter();
+    let found = all.find(|(there, _)| *there == activity);
+    found.map_or("unknown", |(_, name)| *name)
+}
+
+fn not_reaping(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
+    let Some(since_ns) = queue.last_interrupt_ns.filter(|_| queue.unread > 0) else {
+        return;
+    };
+    let age = look.age(since_ns);
+    // The look-around of the device's thread comes once a second: it must have come since.
+    if age < look.limits.not_reaping_ns {
+        return;
+    }
+    let summary = format!(
+        "the guest has not read {} answers of {} queue {} since it was interrupted {} ago",
+        queue.unread,
+        queue.device,
+        queue.queue,
+        seconds(age)
+    );
+    verdicts.push(
+        verdict(Code::QueueGuestNotReaping, queue, since_ns, summary)
+            .number("unread", queue.unread)
+            .number("since_interrupt_ns", age),
+    );
+}
+
+fn rx_starved(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
+    let Some(since_ns) = queue.starved_since_ns else {
+        return;
+    };
+    let age = look.age(since_ns);
+    if age < look.limits.rx_starved_ns {
+        return;
+    }
+    let summary = format!(
+        "data for {} queue {} has waited for buffers of the guest for {}",
+        queue.device,
+        queue.queue,
+        seconds(age)
+    );
+    verdicts
+        .push(verdict(Code::QueueRxStarved, queue, since_ns, summary).number("starved_ns", age));
+}
+
+/// Found and mended between the two looks.
+fn lost_kicks(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
+    let Some(earlier) = before(look, queue) else {
+        return;
+    };
+    let lost = queue.lost_kicks.saturating_sub(earlier.lost_kicks);
+    if lost == 0 {
+        return;
+    }
+    let summary = format!(
+        "{lost} times the guest gave requests to {} queue {} without the kick that was asked for; \
+         they were served after all",
+        queue.device, queue.queue
+    );
+    let since_ns = look.earlier.map_or(look.now.at_ns, |earlier| earlier.at_ns);
+    verdicts.push(
+        verdict(Code::QueueLostKick, queue, since_ns, summary)
+            .number("lost_kicks", lost)
+            .number("lost_kicks_ever", queue.lost_kicks)
+            .text("state", "mended"),
+    );
+}
+
+fn broken(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
+    let (count, reason) = &queue.broken;
+    let earlier = before(look, queue).map_or(0, |earlier| earlier.broken.0);
+    // A queue that was set up again since works.
+    let is_new = *count > earlier;
+    if *count == 0 || !is_new && queue.size > 0 {
+        return;
+    }
+    let summary = format!(
+        "the guest broke the ring of {} queue {}: {reason}",
+        queue.device, queue.queue
+    );
+    let since_ns = look.earlier.map_or(look.now.at_ns, |earlier| earlier.at_ns);
+    verdicts.push(
+        verdict(Code::QueueBroken, queue, since_ns, summary)
+            .number("broken", *count)
+            .text("reason", reason.as_str()),
+    );
+}
+
+fn host_errors(look: &Look<'_>, errors: &HostErrors, verdicts: &mut Vec<Verdict>) {
+    let earlier = look.earlier.and_then(|earlier| {
+        let mut devices = earlier.host_errors.iter();
+        devices.find(|there| there.device == errors.device)
+    });
+    let Some(earlier) = earlier else {
+        return;
+    };
+    let new = errors.count.saturating_sub(earlier.count);
+    if new == 0 {
+        return;
+    }
+    let errno = i32::try_from(errors.last_errno).unwrap_or(0);
+    let said = std::io::Error::from_raw_os_error(errno).to_string();
+    let summary = format!("the host gave {} {new} errors: {said}", errors.device);
+    let since_ns = errors.last_ns.unwrap_or(look.now.at_ns);
+    let subject = Subject::device(&errors.device);
+    verdicts.push(
+        Verdict::new(Code::DriveError, subject, since_ns, summary)
+            .at(Severity::Error)
+            .number("errors", new)
+            .number("errno", errors.last_errno)
+            .text("said", said),
+    );
+}

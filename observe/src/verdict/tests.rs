@@ -1,0 +1,446 @@
+use std::mem::offset_of;
+
+use super::*;
+use crate::blackbox::{BlackBox, Block, Meta};
+use crate::cell::{Counter, Gauge, Histogram};
+use crate::clock::Ticks;
+use crate::heartbeat::{Activity, Heartbeat};
+use crate::host::{CgroupBlock, TaskBlock};
+use crate::reader::Snapshot;
+use crate::reader::tests::snapshot;
+use crate::schema::{Field, FieldKind, Section, Unit};
+
+const S: u64 = 1_000_000_000;
+
+/// What the rules read of a vCPU: a small copy of the real section.
+#[repr(C)]
+struct Vcpu {
+    heartbeat: Heartbeat,
+    run: Counter,
+    pauses: Counter,
+    paused: Counter,
+    handler: [Histogram; 2],
+    exits: [Counter; 4],
+    place_exits: [Counter; 2],
+    place_ns: [Counter; 2],
+}
+
+const EXITS: [&str; 4] = ["io_in", "io_out", "shutdown", "internal_error"];
+
+// SAFETY: repr(C), cells only.
+#[allow(unsafe_code)]
+unsafe impl Section for Vcpu {
+    const KIND: &'static str = "vcpu";
+    const INSTANCE: &'static [&'static str] = &["vcpu"];
+    #[rustfmt::skip]
+    const FIELDS: &'static [Field] = &[
+        Field::lone("heartbeat", FieldKind::Heartbeat, Unit::Ticks, offset_of!(Vcpu, heartbeat), "Now."),
+        Field::counter("run", Unit::Nanoseconds, offset_of!(Vcpu, run), "R."),
+        Field::counter("pauses", Unit::None, offset_of!(Vcpu, pauses), "P."),
+        Field::counter("paused", Unit::Nanoseconds, offset_of!(Vcpu, paused), "P."),
+        Field::histogram("exit_handler", Unit::Nanoseconds, offset_of!(Vcpu, handler), "H.").column(2, size_of::<Histogram>(), "reason"),
+        Field::counter("exits", Unit::None, offset_of!(Vcpu, exits), "E.").column(4, 8, "reason"),
+        Field::counter("place_exits", Unit::None, offset_of!(Vcpu, place_exits), "E.").column(2, 8, "at"),
+        Field::counter("place_handler", Unit::Nanoseconds, offset_of!(Vcpu, place_ns), "T.").column(2, 8, "at"),
+    ];
+}
+
+#[repr(C)]
+struct Kvm {
+    sampled_at: Gauge,
+    total: [Counter; 4],
+    level: [Gauge; 1],
+}
+
+const TOTALS: [&str; 4] = ["exits", "halt_exits", "irq_injections", "halt_wait_ns"];
+
+// SAFETY: repr(C), cells only.
+#[allow(unsafe_code)]
+unsafe impl Section for Kvm {
+    const KIND: &'static str = "kvm_vcpu";
+    const INSTANCE: &'static [&'static str] = &["vcpu"];
+    #[rustfmt::skip]
+    const FIELDS: &'static [Field] = &[
+        Field::gauge("sampled_at", Unit::Ticks, offset_of!(Kvm, sampled_at), "S."),
+        Field::counter("total", Unit::None, offset_of!(Kvm, total), "T.").column(4, 8, "stat"),
+        Field::gauge("level", Unit::None, offset_of!(Kvm, level), "L.").column(1, 8, "stat_now"),
+    ];
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct Queue {
+    size: Gauge,
+    in_flight: Gauge,
+    oldest_since: Gauge,
+    starved_since: Gauge,
+    unread_completions: Gauge,
+    last_interrupt_at: Gauge,
+    lost_kicks: Counter,
+    broken: Counter,
+    broken_reason: Gauge,
+}
+
+// SAFETY: repr(C), cells only.
+#[allow(unsafe_code)]
+unsafe impl Section for Queue {
+    const KIND: &'static str = "queue";
+    const INSTANCE: &'static [&'static str] = &["device", "queue"];
+    #[rustfmt::skip]
+    const FIELDS: &'static [Field] = &[
+        Field::gauge("size", Unit::None, offset_of!(Queue, size), "S."),
+        Field::gauge("in_flight", Unit::None, offset_of!(Queue, in_flight), "S."),
+        Field::gauge("oldest_since", Unit::Ticks, offset_of!(Queue, oldest_since), "S."),
+        Field::gauge("starved_since", Unit::Ticks, offset_of!(Queue, starved_since), "S."),
+        Field::gauge("unread_completions", Unit::None, offset_of!(Queue, unread_completions), "S."),
+        Field::gauge("last_interrupt_at", Unit::Ticks, offset_of!(Queue, last_interrupt_at), "S."),
+        Field::counter("lost_kicks", Unit::None, offset_of!(Queue, lost_kicks), "S."),
+        Field::counter("broken", Unit::None, offset_of!(Queue, broken), "S."),
+        Field::gauge("broken_reason", Unit::None, offset_of!(Queue, broken_reason), "S."),
+    ];
+}
+
+#[repr(C)]
+struct Thread {
+    heartbeat: Heartbeat,
+    loops: Counter,
+}
+
+// SAFETY: repr(C), cells only.
+#[allow(unsafe_code)]
+unsafe impl Section for Thread {
+    const KIND: &'static str = "thread";
+    const INSTANCE: &'static [&'static str] = &["thread"];
+    #[rustfmt::skip]
+    const FIELDS: &'static [Field] = &[
+        Field::lone("heartbeat", FieldKind::Heartbeat, Unit::Ticks, offset_of!(Thread, heartbeat), "Now."),
+        Field::counter("loops", Unit::None, offset_of!(Thread, loops), "L."),
+    ];
+}
+
+/// A made-up VM with one vCPU and one disk. Times are nanoseconds from the making of its black box.
+struct World {
+    black_box: BlackBox,
+    vcpu: Block<Vcpu>,
+    kvm: Block<Kvm>,
+    task: Block<TaskBlock>,
+    cgroup: Block<CgroupBlock>,
+    queue: Block<Queue>,
+    io: Block<Thread>,
+}
+
+fn names(all: &[&str]) -> Vec<String> {
+    all.iter().map(|name| (*name).to_owned()).collect()
+}
+
+impl World {
+    fn new() -> Self {
+        let meta = Meta {
+            vm_id: "t".to_owned(),
+            version: String::new(),
+        };
+        let mut black_box = BlackBox::anonymous(1 << 20, &meta).unwrap();
+        let (exits, places) = (names(&EXITS), names(&["io_out 0x80", "io_in 0x71"]));
+        let labels: [(&str, &[String]); 2] = [("reason", &exits), ("at", &places)];
+        let vcpu = black_box.section("vcpu/0", &labels).unwrap();
+        let (totals, level) = (names(&TOTALS), names(&["blocking"]));
+        let labels: [(&str, &[String]); 2] = [("stat", &totals), ("stat_now", &level)];
+        let kvm = black_box.section("kvm_vcpu/0", &labels).unwrap();
+        let threads = names(&["vcpu-0"]);
+        let task = black_box.section("task", &[("thread", &threads)]).unwrap();
+        let events = crate::host::MEMORY_EVENTS.map(ToOwned::to_owned);
+        let cgroup: Block<CgroupBlock> =
+            black_box.section("cgroup", &[("event", &events)]).unwrap();
+        cgroup.cpu_version.set(2);
+        cgroup.memory_version.set(2);
+        let queue: Block<Queue> = black_box.section("queue/disk/0", &[]).unwrap();
+        queue.size.set(256);
+        let io = black_box.section("thread/io-disk", &[]).unwrap();
+        World {
+            vcpu,
+            kvm,
+            task,
+            cgroup,
+            queue,
+            io,
+            black_box,
+        }
+    }
+
+    fn ticks(&self, ns: u64) -> Ticks {
+        let (rate, base, base_ns) = crate::Clock::process().anchor();
+        let made = snapshot(&self.black_box).header.created_monotonic_ns;
+        let since_base = made + ns - base_ns;
+        base + u64::try_from((u128::from(since_base) << 32) / u128::from(rate)).unwrap()
+    }
+
+    /// The vCPU's thread does this from `ns` on.
+    fn enter(&self, activity: Activity, ns: u64) {
+        let now = self.ticks(ns);
+        self.vcpu.heartbeat.set(activity, 1, 0, 0x80, now);
+    }
+
+    /// All that is sampled was sampled at `ns`.
+    fn sampled(&self, ns: u64) {
+        let now = self.ticks(ns);
+        self.task.sampled_at.set(now);
+        self.cgroup.sampled_at.set(now);
+        self.kvm.sampled_at.set(now);
+    }
+
+    fn snapshot(&self, ns: u64) -> Snapshot {
+        let mut snapshot = snapshot(&self.black_box);
+        snapshot.now_monotonic_ns = snapshot.header.created_monotonic_ns + ns;
+        snapshot.writer_alive = Some(true);
+        snapshot
+    }
+
+    fn seen(&self, ns: u64) -> Observation {
+        Observation::of(&self.snapshot(ns))
+    }
+
+    /// A second of a guest that runs: 0.9 s on a CPU.
+    fn a_second_in_the_guest(&self, until: u64) {
+        self.vcpu.run.add(S);
+        self.task.rows[0].cpu_ns.add(9 * S / 10);
+        self.task.rows[0].guest_ns.add(8 * S / 10);
+        self.enter(Activity::InGuest, until);
+        self.sampled(until);
+    }
+
+    /// What is said of the second from 10 s to 11 s, in which `happens`.
+    fn said(&self, happens: impl Fn(&World)) -> Vec<Verdict> {
+        self.vcpu.run.add(10 * S);
+        self.task.rows[0].cpu_ns.add(9 * S);
+        self.enter(Activity::InGuest, 10 * S);
+        self.sampled(10 * S);
+        let earlier = self.seen(10 * S);
+        self.a_second_in_the_guest(11 * S);
+        happens(self);
+        diagnose(Some(&earlier), &self.seen(11 * S), &Thresholds::default())
+    }
+}
+
+fn codes(verdicts: &[Verdict]) -> Vec<&'static str> {
+    verdicts.iter().map(|verdict| verdict.code.name()).collect()
+}
+
+fn fact<'a>(verdict: &'a Verdict, name: &str) -> &'a Fact {
+    let found = verdict.evidence.iter().find(|(there, _)| *there == name);
+    &found.unwrap_or_else(|| panic!("no {name}: {verdict:#?}")).1
+}
+
+#[test]
+fn a_busy_guest_gets_no_verdict() {
+    assert_eq!(World::new().said(|_| ()), []);
+}
+
+#[test]
+fn a_vcpu_that_waits_for_a_cpu_is_starved_or_throttled() {
+    let starved = World::new().said(|world| world.task.rows[0].run_delay_ns.add(S / 2));
+    assert_eq!(codes(&starved), ["vcpu-starved"]);
+    assert_eq!(starved[0].subject.as_str(), "vcpu/0");
+    let Fact::Real(share) = fact(&starved[0], "waiting_percent") else {
+        panic!()
+    };
+    assert!((45.0..55.0).contains(share), "{share}");
+
+    let throttled = World::new().said(|world| {
+        world.task.rows[0].run_delay_ns.add(S / 2);
+        world.cgroup.cpu_throttled_ns.add(S / 2);
+    });
+    assert_eq!(codes(&throttled), ["vcpu-throttled"]);
+    let little = World::new().said(|world| world.task.rows[0].run_delay_ns.add(S / 20));
+    assert_eq!(little, []);
+}
+
+#[test]
+fn a_handler_that_does_not_come_back_is_named_with_its_address() {
+    let fine = World::new().said(|world| world.enter(Activity::InHandler, 10 * S + S / 2));
+    assert_eq!(fine, []);
+    let stuck = World::new().said(|world| world.enter(Activity::InHandler, 9 * S));
+    assert_eq!(codes(&stuck), ["vcpu-in-handler"]);
+    assert_eq!(*fact(&stuck[0], "address"), Fact::Number(0x80));
+    assert_eq!(*fact(&stuck[0], "reason"), Fact::Text("io_out".to_owned()));
+    assert_eq!(stuck[0].severity, Severity::Error);
+}
+
+#[test]
+fn exits_at_one_address_that_flood_are_a_storm() {
+    let storm = World::new().said(|world| world.vcpu.place_exits[0].add(80_000));
+    assert_eq!(codes(&storm), ["exit-storm"]);
+    let place = Fact::Text("io_out 0x80".to_owned());
+    assert_eq!(*fact(&storm[0], "place"), place);
+    // Slow exits are no storm, and many addresses are none either.
+    let slow = World::new().said(|world| {
+        world.vcpu.place_exits[0].add(100);
+        world.vcpu.place_ns[0].add(9 * S / 10);
+    });
+    assert_eq!(slow, []);
+    let spread = World::new().said(|world| {
+        world.vcpu.place_exits[0].add(30_000);
+        world.vcpu.place_exits[1].add(30_000);
+    });
+    assert_eq!(spread, []);
+}
+
+#[test]
+fn halting_and_waking_all_the_time_is_a_storm_and_idling_is_none() {
+    // The second has a tenth in which the thread sleeps.
+    let halting = |halts: u64| {
+        move |world: &World| {
+            world.kvm.total[1].add(halts);
+            world.kvm.total[2].add(halts);
+            world.kvm.total[3].add(S / 10);
+        }
+    };
+    let storm = World::new().said(halting(20_000));
+    assert_eq!(codes(&storm), ["wake-storm"]);
+    let rate = fact(&storm[0], "halts_per_second");
+    assert!(matches!(rate, Fact::Real(rate) if (19_000.0..21_000.0).contains(rate)));
+    assert_eq!(World::new().said(halting(300)), []);
+}
+
+#[test]
+fn a_request_that_the_host_does_not_answer_stalls_the_queue() {
+    let stalled = |since: u64| {
+        move |world: &World| {
+            world.queue.in_flight.set(3);
+            world.queue.oldest_since.set(world.ticks(since));
+            let now = world.ticks(since);
+            world.io.heartbeat.set(Activity::InDevice, 0, 1, 0, now);
+        }
+    };
+    assert_eq!(World::new().said(stalled(10 * S)), []);
+    let verdicts = World::new().said(stalled(4 * S));
+    assert_eq!(
+        codes(&verdicts),
+        ["queue-backend-stall", "vmm-thread-stuck"]
+    );
+    assert_eq!(verdicts[0].subject.as_str(), "device/disk/queue/0");
+    assert_eq!(*fact(&verdicts[0], "in_flight"), Fact::Number(3));
+}
+
+#[test]
+fn kicks_and_rings_that_went_wrong_are_told() {
+    let lost = World::new().said(|world| world.queue.lost_kicks.add(2));
+    assert_eq!(codes(&lost), ["queue-lost-kick"]);
+    assert_eq!(*fact(&lost[0], "lost_kicks"), Fact::Number(2));
+    let broken = World::new().said(|world| {
+        world.queue.broken.inc();
+        world.queue.broken_reason.set(6);
+        world.queue.size.set(0);
+    });
+    assert_eq!(codes(&broken), ["queue-broken"]);
+    let unread = World::new().said(|world| {
+        world.queue.unread_completions.set(5);
+        world.queue.last_interrupt_at.set(world.ticks(8 * S));
+    });
+    assert_eq!(codes(&unread), ["queue-guest-not-reaping"]);
+    let starved = World::new().said(|world| world.queue.starved_since.set(world.ticks(8 * S)));
+    assert_eq!(codes(&starved), ["queue-rx-starved"]);
+}
+
+#[test]
+fn a_cgroup_that_is_pushed_against_its_limit_is_at_risk_and_a_full_one_is_not() {
+    let full = |met: u64| {
+        move |world: &World| {
+            world.cgroup.memory_limited.set(1);
+            world.cgroup.memory_max.set(1 << 30);
+            world.cgroup.memory_current.set((1 << 30) - 4096);
+            let max = crate::host::MEMORY_EVENTS
+                .iter()
+                .position(|name| *name == "max");
+            world.cgroup.memory_events[max.unwrap()].add(met);
+        }
+    };
+    assert_eq!(World::new().said(full(0)), []);
+    assert_eq!(codes(&World::new().said(full(9))), ["vmm-oom-risk"]);
+}
+
+#[test]
+fn a_killed_vmm_is_told_and_so_is_what_killed_it() {
+    let world = World::new();
+    world.sampled(S);
+    let dead = |world: &World| {
+        let mut snapshot = world.snapshot(2 * S);
+        snapshot.writer_alive = Some(false);
+        diagnose(None, &Observation::of(&snapshot), &Thresholds::default())
+    };
+    assert_eq!(codes(&dead(&world)), ["vmm-died"]);
+    world.cgroup.memory_limited.set(1);
+    world.cgroup.memory_max.set(1 << 30);
+    world.cgroup.memory_current.set(1 << 30);
+    let max = crate::host::MEMORY_EVENTS
+        .iter()
+        .position(|name| *name == "max");
+    world.cgroup.memory_events[max.unwrap()].add(3);
+    let verdicts = dead(&world);
+    assert_eq!(codes(&verdicts), ["vmm-oom-killed", "vmm-died"]);
+    let cause = (Code::VmmOomKilled, Subject::whole("vmm"));
+    assert_eq!(verdicts[1].consequence_of, Some(cause));
+    assert_eq!(health(&verdicts), 50);
+}
+
+#[test]
+fn a_guest_that_kvm_gave_up_is_told_with_kvms_words() {
+    let world = World::new();
+    world.vcpu.exits[3].inc();
+    let verdicts = diagnose(None, &world.seen(S), &Thresholds::default());
+    assert_eq!(codes(&verdicts), ["kvm-error"]);
+}
+
+#[test]
+fn without_its_signals_a_rule_is_silent() {
+    // An older black box: no KVM statistics, no scheduler, no cgroup.
+    let meta = Meta {
+        vm_id: "t".to_owned(),
+        version: String::new(),
+    };
+    let mut black_box = BlackBox::anonymous(1 << 20, &meta).unwrap();
+    let exits = names(&EXITS);
+    let vcpu: Block<Vcpu> = black_box.section("vcpu/0", &[("reason", &exits)]).unwrap();
+    let earlier = Observation::of(&snapshot(&black_box));
+    vcpu.run.add(S);
+    let mut now = Observation::of(&snapshot(&black_box));
+    now.at_ns = earlier.at_ns + S;
+    assert_eq!(diagnose(Some(&earlier), &now, &Thresholds::default()), []);
+}
+
+#[test]
+fn a_verdict_is_raised_once_stays_through_a_gap_and_is_cleared_once() {
+    let world = World::new();
+    let limits = Thresholds::default();
+    let mut engine = Engine::default();
+    let mut log = Vec::new();
+    let mut step = |engine: &mut Engine, second: u64, starved: bool| {
+        world.a_second_in_the_guest(second * S);
+        if starved {
+            world.task.rows[0].run_delay_ns.add(S / 2);
+        }
+        for change in engine.step(world.seen(second * S), &limits) {
+            log.push(match change {
+                Change::Raised(verdict) => format!("{second} + {}", verdict.code.name()),
+                Change::Changed(verdict) => format!("{second} ~ {}", verdict.code.name()),
+                Change::Cleared(verdict, _) => format!("{second} - {}", verdict.code.name()),
+            });
+        }
+    };
+    // One look starts it; a gap of a second does not end it.
+    for (second, starved) in [
+        (1, false),
+        (2, false),
+        (3, true),
+        (4, true),
+        (5, false),
+        (6, true),
+    ] {
+        step(&mut engine, second, starved);
+    }
+    assert_eq!(engine.worst(), Some(Severity::Warning));
+    for second in 7..12 {
+        step(&mut engine, second, false);
+    }
+    assert_eq!(log, ["3 + vcpu-starved", "9 - vcpu-starved"]);
+    assert_eq!(engine.standing(), []);
+}

@@ -1,0 +1,81 @@
+//! From where on a number is a verdict. Every one can be set.
+
+/// Thresholds, with the defaults of the documentation. Times are nanoseconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Thresholds {
+    /// A vCPU that waits for a host CPU for this share of the time is starved.
+    pub starved_share: f64,
+    /// One that its cgroup throttles for this share is throttled.
+    pub throttled_share: f64,
+    /// A handler of an exit that takes so long is stuck.
+    pub handler_ns: u64,
+    /// A vCPU that sleeps in KVM for a page of its memory for this share of the time waits for the host.
+    pub fault_share: f64,
+    /// As long without a halt that nothing can end is dead.
+    pub dead_halt_ns: u64,
+    /// A vCPU that has run for so long without leaving the guest's kernel spins.
+    pub spin_ns: u64,
+    /// Exits a second of one kind at one address.
+    pub storm_exits: f64,
+    /// Or the share of a vCPU's time that they take.
+    pub storm_share: f64,
+    /// Halts a second.
+    pub wake_halts: f64,
+    /// And the share of a host CPU that they use in the kernel.
+    pub wake_kernel_share: f64,
+    /// A vCPU that was not started so long after the first one.
+    pub not_started_ns: u64,
+    /// The oldest request in flight.
+    pub backend_stall_ns: u64,
+    /// Requests in the ring that the device's thread does not take.
+    pub device_stall_ns: u64,
+    /// Completions that the guest does not read.
+    pub not_reaping_ns: u64,
+    /// A receive queue without buffers while packets wait.
+    pub rx_starved_ns: u64,
+    /// How long a thread of the VMM may stay in one step.
+    pub thread_ns: u64,
+    /// Share of the time in which tasks of the host or cgroup waited for memory.
+    pub memory_pressure_share: f64,
+    /// Guest memory in the host's swap.
+    pub swapped_bytes: u64,
+    /// Share of the cgroup's memory limit from which on a kill is near.
+    pub oom_share: f64,
+    /// How far the host's clocks may move against each other between two looks.
+    pub clock_jump_ns: u64,
+    /// How long what a verdict says must hold before it is raised.
+    pub raise_ns: u64,
+    /// How long it must be gone before it is cleared.
+    pub clear_ns: u64,
+}
+
+const S: u64 = 1_000_000_000;
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Thresholds {
+            starved_share: 0.2,
+            throttled_share: 0.1,
+            handler_ns: S,
+            fault_share: 0.2,
+            dead_halt_ns: 2 * S,
+            spin_ns: 5 * S,
+            storm_exits: 50_000.0,
+            storm_share: 0.5,
+            wake_halts: 5_000.0,
+            wake_kernel_share: 0.3,
+            not_started_ns: 10 * S,
+            backend_stall_ns: 5 * S,
+            device_stall_ns: S,
+            not_reaping_ns: 2 * S,
+            rx_starved_ns: 2 * S,
+            thread_ns: 5 * S,
+            memory_pressure_share: 0.1,
+            swapped_bytes: 16 << 20,
+            oom_share: 0.97,
+            clock_jump_ns: S,
+            raise_ns: S,
+            clear_ns: 3 * S,
+        }
+    }
+}
