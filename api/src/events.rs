@@ -45,6 +45,13 @@ pub enum Event {
         /// What happened.
         detail: String,
     },
+    /// What is wrong with the VM has changed.
+    Verdict {
+        /// `raised`, `changed` or `cleared`.
+        change: &'static str,
+        /// As in GET /observe/health.
+        verdict: serde_json::Value,
+    },
     /// The VM is gone: the last event.
     Ended {
         /// Not as guest or operator wanted.
@@ -74,7 +81,8 @@ impl Event {
                 failed,
                 detail: short(detail),
             },
-            Event::Started | Event::Paused | Event::Resumed => self,
+            // Their texts are ours, and bounded.
+            Event::Started | Event::Paused | Event::Resumed | Event::Verdict { .. } => self,
         }
     }
 }

@@ -1,21 +1,20 @@
 //! Verdicts as JSON: the body of `GET /observe/health`, and what `vitrine doctor --json` prints.
 
+use observe::clock::{monotonic_ns, realtime_ns};
 use observe::verdict::{Fact, Verdict, health};
 use serde_json::{Map, Value, json};
 use vmm::observe;
 
-/// `{"health": 0..100, "verdicts": [...]}`; `now_ns` is the moment of the observation, by
-/// `CLOCK_MONOTONIC`.
-pub fn document(verdicts: &[Verdict], now_ns: u64) -> Value {
-    let all: Vec<Value> = verdicts
-        .iter()
-        .map(|verdict| one(verdict, now_ns))
-        .collect();
+/// `{"health": 0..100, "verdicts": [...]}`; `date_ms` gives the date of a `CLOCK_MONOTONIC` time in
+/// nanoseconds, as milliseconds since 1970.
+pub fn document(verdicts: &[Verdict], date_ms: impl Fn(u64) -> u64) -> Value {
+    let all = verdicts.iter().map(|verdict| one(verdict, &date_ms));
+    let all: Vec<Value> = all.collect();
     json!({ "health": health(verdicts), "verdicts": all })
 }
 
 /// One verdict, as it is in the document and in events.
-pub fn one(verdict: &Verdict, now_ns: u64) -> Value {
+pub fn one(verdict: &Verdict, date_ms: impl Fn(u64) -> u64) -> Value {
     let evidence = verdict.evidence.iter().map(|(name, fact)| {
         let value = match fact {
             Fact::Number(number) => json!(number),
@@ -32,12 +31,18 @@ pub fn one(verdict: &Verdict, now_ns: u64) -> Value {
         "code": verdict.code.name(),
         "severity": verdict.severity.name(),
         "subject": verdict.subject.as_str(),
-        "since_ms": now_ns.saturating_sub(verdict.since_ns) / 1_000_000,
+        "since_ms": date_ms(verdict.since_ns),
         "summary": verdict.summary,
         "evidence": evidence.collect::<Map<_, _>>(),
         "consequence_of": cause,
         "remedy": verdict.code.entry().remedy,
     })
+}
+
+/// Dates of this process's own `CLOCK_MONOTONIC` times, by both clocks as they are now.
+pub fn dates() -> impl Fn(u64) -> u64 {
+    let (monotonic, date) = (monotonic_ns(), realtime_ns());
+    move |ns| date.saturating_sub(monotonic.saturating_sub(ns)) / 1_000_000
 }
 
 #[cfg(test)]
@@ -54,12 +59,12 @@ mod tests {
             .text("cgroup", "/a");
         let mut idle = Verdict::new(Code::GuestIdle, Subject::vcpu(1), 0, "idle".to_owned());
         idle.consequence_of = Some(starved.key());
-        let told = document(&[starved, idle], 8_000_000);
+        let told = document(&[starved, idle], |ns| 1_000 + ns / 1_000_000);
         assert_eq!(told["health"], 85);
         let first = &told["verdicts"][0];
         assert_eq!(first["code"], "vcpu-starved");
         assert_eq!(first["severity"], "warning");
-        assert_eq!(first["since_ms"], 3);
+        assert_eq!(first["since_ms"], 1_005);
         assert_eq!(first["evidence"]["tid"], 7);
         assert_eq!(first["consequence_of"], Value::Null);
         assert!(

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use vmm::observe::BlackBox;
 use vmm::observe::openmetrics;
 use vmm::observe::reader::Snapshot;
-use vmm::{Outcome, Vm, VmCommand, VmEvent, VmSpec, VmState};
+use vmm::observe::verdict::Change;
+use vmm::{Outcome, Standing, Vm, VmCommand, VmEvent, VmSpec, VmState};
 
 use crate::events::{Event, EventLog};
+use crate::health;
 use crate::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState, Reply};
 use crate::record::Place;
 
@@ -104,6 +106,15 @@ fn event_of(event: &VmEvent) -> Option<Event> {
             device: device.clone(),
             detail: detail.clone(),
         },
+        VmEvent::Verdict(change, _) => {
+            let (change, verdict) = match change {
+                Change::Raised(verdict) => ("raised", verdict),
+                Change::Changed(verdict) => ("changed", verdict),
+                Change::Cleared(verdict, _) => ("cleared", verdict),
+            };
+            let verdict = health::one(verdict, health::dates());
+            Event::Verdict { change, verdict }
+        }
         // Told by [`Life::tell_end`].
         VmEvent::Ended(_) => return None,
     })
@@ -122,6 +133,8 @@ impl Listener {
             VmEvent::Paused => tracing::info!("the guest is paused"),
             VmEvent::Resumed => tracing::info!("the guest goes on"),
             VmEvent::Device { device, detail } => tracing::warn!("{device}: {detail}"),
+            // The watcher has logged it.
+            VmEvent::Verdict(..) => {}
             VmEvent::Ended(outcome) => {
                 self.0.mark(TOLD);
                 let text = outcome.to_string();
@@ -170,6 +183,10 @@ impl Machine for KvmMachine {
 
     fn snapshot(&self) -> Result<Snapshot, MachineError> {
         self.0.snapshot().map_err(|error| MachineError::new(&error))
+    }
+
+    fn standing(&self) -> Arc<Standing> {
+        self.0.standing()
     }
 
     fn black_box(&self) -> String {

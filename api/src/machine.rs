@@ -5,8 +5,8 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use vmm::VmSpec;
 use vmm::observe::reader::Snapshot;
+use vmm::{Standing, VmSpec};
 
 /// What a VM can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,9 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// The black box cannot be read.
     fn snapshot(&self) -> Result<Snapshot, MachineError>;
+
+    /// What is wrong with the VM, as it was last judged; never waits.
+    fn standing(&self) -> Arc<Standing>;
 
     /// Where the black box lies, for people.
     fn black_box(&self) -> String;

@@ -38,6 +38,8 @@ pub enum Endpoint {
     VmState,
     /// GET /observe
     Observe,
+    /// GET /observe/health
+    Health,
     /// GET /observe/events
     Events,
     /// GET /observe/trace
@@ -138,7 +140,7 @@ pub const ROUTES: &[Route] = &[
     row("PUT", "/snapshot/create", Later("taking a snapshot")),
     row("PUT", "/snapshot/load", Later("loading a snapshot")),
     row("GET", "/observe", Endpoint::Observe),
-    row("GET", "/observe/health", Later("the health of the VM")),
+    row("GET", "/observe/health", Endpoint::Health),
     row("GET", "/observe/events", Endpoint::Events),
     row("GET", "/observe/trace", Endpoint::Trace),
     row("POST", "/observe/dump", Later("a dump of the VM")),

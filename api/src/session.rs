@@ -200,6 +200,7 @@ impl Session {
             Endpoint::MachineConfig => Ok(Response::json(self.config.borrow().machine())),
             Endpoint::Metrics => self.metrics(request.accepts_openmetrics),
             Endpoint::Observe => self.observe(&request.target),
+            Endpoint::Health => self.health(),
             Endpoint::NotSupported(what) => Err(WireError::NotSupported {
                 what: format!("{} {} ({what})", route.method, route.path),
                 remedy: "leave this request out",

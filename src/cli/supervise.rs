@@ -199,6 +199,10 @@ mod tests {
         fn snapshot(&self) -> Result<Snapshot, MachineError> {
             Err(MachineError::from("deaf"))
         }
+        fn standing(&self) -> Arc<api::vmm::Standing> {
+            Arc::default()
+        }
+
         fn black_box(&self) -> String {
             String::new()
         }

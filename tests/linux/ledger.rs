@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use vmm::VmSpec;
 use vmm::observe::ledger::{Account, PARTS, account};
+use vmm::observe::verdict::Severity;
 
 use crate::harness::{Guest, Scratch, Seen, drive};
 use crate::net::{Tap, UP, with_tap};
@@ -27,6 +28,8 @@ struct Told {
     name: &'static str,
     account: Account,
     tid: u64,
+    /// What the watcher said at the end, warnings and errors alone.
+    codes: Vec<&'static str>,
 }
 
 impl Told {
@@ -51,9 +54,18 @@ impl Told {
         thread::sleep(PERIOD);
         let later = guest.seen();
         let after = beside(tid);
+        let standing = guest.vm.standing();
         guest.stop();
         let account = account(Some(&earlier.0), &later.0, 0);
-        let told = Told { name, account, tid };
+        let suffers = standing.verdicts.iter();
+        let suffers = suffers.filter(|verdict| verdict.severity > Severity::Info);
+        let codes = suffers.map(|verdict| verdict.code.name()).collect();
+        let told = Told {
+            name,
+            account,
+            tid,
+            codes,
+        };
         told.print();
         assert_eq!(told.account.notes, [], "{name}");
         told.check(&earlier, &later);
@@ -74,6 +86,7 @@ impl Told {
         }
         let residue = self.account.residue_ns as f64 / wall * 100.0;
         println!(" residue {residue:.2} % (thread {})", self.tid);
+        println!("{:<10} verdicts: {:?}", "", self.codes);
     }
 
     /// Both ways of keeping the ledger leave a small residue.
@@ -113,7 +126,9 @@ fn at_work(work: &str) -> VmSpec {
 
 #[test]
 fn an_idle_guest_is_halted() {
-    Told::of("idle", at_work("sleep 1000")).at_least("halted", 0.9);
+    let told = Told::of("idle", at_work("sleep 1000"));
+    told.at_least("halted", 0.9);
+    assert!(told.codes.is_empty(), "{:?}", told.codes);
 }
 
 #[test]
@@ -121,6 +136,7 @@ fn a_guest_that_computes_is_in_the_guest() {
     let told = Told::of("cpu", at_work("while :; do :; done"));
     let busy = told.share("guest") + told.share("kernel");
     assert!(busy > 0.85, "{busy}");
+    assert!(told.codes.is_empty(), "{:?}", told.codes);
 }
 
 #[test]
@@ -131,7 +147,8 @@ fn a_guest_that_reads_its_disk_is_accounted_for() {
     );
     let disk = scratch.disk("disk", 64 << 20, 1);
     spec.drives.push(drive("disk", &disk));
-    Told::of("disk", spec);
+    let told = Told::of("disk", spec);
+    assert!(told.codes.is_empty(), "{:?}", told.codes);
 }
 
 #[test]
@@ -145,18 +162,20 @@ fn a_guest_that_sends_is_accounted_for() {
         }
     });
     let spec = at_work(&format!("{UP}nc 10.111.0.1 7777 < /dev/zero"));
-    Told::of("net", with_tap(spec, &tap, None));
+    let told = Told::of("net", with_tap(spec, &tap, None));
+    assert!(told.codes.is_empty(), "{:?}", told.codes);
 }
 
 #[test]
 fn a_guest_that_touches_memory_is_accounted_for() {
     let work = "while :; do dd if=/dev/zero of=/dev/shm/x bs=1M count=100; rm /dev/shm/x; done";
-    Told::of(
+    let told = Told::of(
         "memory",
         at_work(&format!(
             "mkdir -p /dev/shm; mount -t tmpfs t /dev/shm; {work}"
         )),
     );
+    assert!(told.codes.is_empty(), "{:?}", told.codes);
 }
 
 /// Ends with the test.
@@ -210,6 +229,7 @@ fn a_guest_whose_cpu_others_use_is_waiting_as_the_scheduler_says() {
     );
     assert!((ours - kernels).abs() <= SHARE, "{ours} and {kernels}");
     told.at_least("waiting", 0.4);
+    assert_eq!(told.codes, ["vcpu-starved"]);
 }
 
 /// A cgroup with a CPU limit that holds this process; left and removed at the end.
@@ -283,4 +303,5 @@ fn a_guest_whose_cgroup_is_limited_is_throttled_as_the_cgroup_says() {
     );
     assert!((ours - kernels).abs() <= SHARE, "{ours} and {kernels}");
     told.at_least("throttled", 0.5);
+    assert_eq!(told.codes, ["vcpu-throttled"]);
 }

@@ -5,6 +5,7 @@
 mod harness;
 
 mod daemon;
+mod health;
 mod kills;
 mod observation;
 mod refusals;

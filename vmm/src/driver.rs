@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use devices::virtio::DeviceEvent;
 use observe::blackbox::End;
+use observe::verdict::Change;
 
 use crate::lifecycle::{Admission, VmCommand, VmState, admit};
 use crate::machine::Machine;
@@ -28,6 +29,8 @@ pub enum Message {
         /// The panic's message.
         detail: String,
     },
+    /// From the watcher: what it judges has changed, at that `CLOCK_MONOTONIC` time.
+    Verdict(Change, u64),
     /// The operator pressed the console's stop key.
     StopKey,
     /// From a handle.
@@ -147,6 +150,10 @@ impl Driver {
                 let (device, detail) = (event.device, event.kind.to_string());
                 tracing::warn!("device {device}: {detail}");
                 (self.events)(VmEvent::Device { device, detail });
+                Ok(())
+            }
+            Message::Verdict(change, at_ns) => {
+                (self.events)(VmEvent::Verdict(change, at_ns));
                 Ok(())
             }
             Message::ThreadFailed { thread, detail } => Err(Outcome::Failed(format!(

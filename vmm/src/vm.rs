@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use devices::virtio::ThreadBlock;
 use observe::reader::{ReadError, Reader, Snapshot};
+use observe::verdict::Change;
 use observe::{BlackBox, BlackBoxError, Meta};
 
 use crate::boot::BootError;
@@ -18,6 +19,7 @@ use crate::machine::Machine;
 use crate::spec::VmSpec;
 use crate::validate::SpecError;
 use crate::vcpu::exit::ResetCause;
+use crate::watcher::judge::{Board, Owner, Standing};
 use crate::watcher::samples::Samples;
 
 /// Longest time that building a machine may take.
@@ -117,7 +119,7 @@ impl std::fmt::Display for Outcome {
 }
 
 /// What happens to a VM, in order; [`VmEvent::Ended`] is the last.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum VmEvent {
     /// The guest runs.
     Started,
@@ -132,6 +134,8 @@ pub enum VmEvent {
         /// What happened.
         detail: String,
     },
+    /// What is wrong with the VM has changed; judged at that `CLOCK_MONOTONIC` time.
+    Verdict(Change, u64),
     /// The VM is gone; all its threads have ended but `vm`, which says so and then ends.
     Ended(Outcome),
 }
@@ -143,6 +147,7 @@ pub type Reply = Box<dyn FnOnce(Result<(), CommandError>) + Send>;
 pub(crate) struct Shared {
     pub state: AtomicU8,
     black_box: Reader,
+    board: Arc<Board>,
 }
 
 /// A running VM. Cheap to clone; the VM ends by its guest, by [`VmCommand::Stop`], or by a failure,
@@ -186,14 +191,19 @@ impl Vm {
         let shared = Arc::new(Shared {
             state: AtomicU8::new(VmState::Starting as u8),
             black_box: open_reader(&black_box)?,
+            board: Arc::default(),
         });
         let (inbox, messages) = channel();
         let (built, outcome) = channel();
-        let (thread_shared, sender) = (Arc::clone(&shared), inbox.clone());
+        let owner = Owner {
+            inbox: inbox.clone(),
+            board: Arc::clone(&shared.board),
+        };
+        let thread_shared = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("vm".to_owned())
             .spawn(move || {
-                match Machine::build(&spec, black_box, &sender) {
+                match Machine::build(&spec, black_box, &owner) {
                     Ok(machine) => {
                         let events = Box::new(events);
                         let driver = Driver::new(machine, thread_shared, messages, events);
@@ -256,6 +266,11 @@ impl Vm {
     /// [`ReadError`].
     pub fn snapshot(&self) -> Result<Snapshot, ReadError> {
         self.shared.black_box.snapshot()
+    }
+
+    /// What is wrong with the VM, as the watcher judged it last. Never waits.
+    pub fn standing(&self) -> Arc<Standing> {
+        self.shared.board.read()
     }
 
     /// Where the black box lies; a name in parentheses if no path leads to it.

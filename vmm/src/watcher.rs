@@ -5,6 +5,7 @@
 //! paused or hangs. Its owner is the machine: it runs before the first vCPU does, and its last
 //! sample is taken when all else has stopped.
 
+pub mod judge;
 pub mod kvm_stats;
 pub mod kvm_table;
 pub mod samples;

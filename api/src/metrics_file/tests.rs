@@ -74,6 +74,9 @@ impl Machine for Fake {
             .snapshot()
             .unwrap())
     }
+    fn standing(&self) -> Arc<vmm::Standing> {
+        Arc::default()
+    }
     fn black_box(&self) -> String {
         "test".to_owned()
     }

@@ -3,17 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use vmm::observe::clock::monotonic_ns;
+use vmm::observe::verdict::{Observation, Thresholds, diagnose};
 use vmm::trace;
 
 use super::{Session, SessionError};
 use crate::VERSION;
 use crate::admission::Denial;
 use crate::events::stream;
+use crate::health;
 use crate::http::Response;
 use crate::metrics;
 use crate::observation::{self, Details, Subject};
 use crate::query::Query;
 use crate::wire::{InstanceInfoWire, WireError};
+
+/// The watcher judges once a second: older than that, and it is late.
+const FRESH_NS: u64 = 3_000_000_000;
 
 impl Session {
     pub(super) fn instance_info(&self) -> Response {
@@ -62,6 +68,26 @@ impl Session {
         };
         let observation = observation::render(subject, snapshot.as_ref(), details);
         Ok(Response::json(&observation))
+    }
+
+    /// GET /observe/health: what the watcher judged last. When it has not judged for a while, it is
+    /// itself in trouble, and the black box is judged here.
+    pub(super) fn health(&self) -> Result<Response, SessionError> {
+        let Some(machine) = self.slot.machine.get() else {
+            return Ok(Response::json(&health::document(&[], |_| 0)));
+        };
+        let standing = machine.standing();
+        let is_fresh = monotonic_ns().saturating_sub(standing.at_ns) < FRESH_NS;
+        if is_fresh {
+            let document = health::document(&standing.verdicts, health::dates());
+            return Ok(Response::json(&document));
+        }
+        let snapshot = machine.snapshot().map_err(SessionError::BlackBox)?;
+        let verdicts = diagnose(None, &Observation::of(&snapshot), &Thresholds::default());
+        Ok(Response::json(&health::document(
+            &verdicts,
+            health::dates(),
+        )))
     }
 
     /// GET /observe/events.

@@ -71,6 +71,9 @@ impl Machine for FakeMachine {
         Ok(reader.snapshot().unwrap())
     }
 
+    fn standing(&self) -> Arc<vmm::Standing> {
+        Arc::default()
+    }
     fn black_box(&self) -> String {
         "/run/vitrine/vm1.blackbox".to_owned()
     }

@@ -6,7 +6,7 @@ use super::{Account, Moment, Note, between};
 use crate::blackbox::{BlackBox, BlackBoxError, Block};
 use crate::cell::{Counter, Gauge};
 use crate::clock::Clock;
-use crate::reader::{Follower, ReadError, Reader};
+use crate::reader::Snapshot;
 use crate::schema::{Field, Section, Unit};
 
 /// The parts of an account, in the order of [`Account::parts`].
@@ -58,7 +58,6 @@ unsafe impl Section for LedgerBlock {
 
 /// Keeps the ledger of all vCPUs.
 pub struct LedgerSampler {
-    follower: Follower,
     vcpus: Vec<Kept>,
     clock: Clock,
 }
@@ -68,22 +67,12 @@ struct Kept {
     last: Option<Moment>,
 }
 
-/// Whether the ledger reads that section.
-fn is_wanted(section: &str) -> bool {
-    let (kind, _) = section.split_once('/').unwrap_or((section, ""));
-    ["vcpu", "kvm_vcpu", "task", "cgroup"].contains(&kind)
-}
-
 impl LedgerSampler {
-    /// Places the sections `ledger/0` to `ledger/N`; `reader` reads the same black box.
+    /// Places the sections `ledger/0` to `ledger/N`.
     ///
     /// # Errors
     /// [`BlackBoxError::Full`].
-    pub fn new(
-        black_box: &mut BlackBox,
-        reader: Reader,
-        vcpus: usize,
-    ) -> Result<Self, BlackBoxError> {
+    pub fn new(black_box: &mut BlackBox, vcpus: usize) -> Result<Self, BlackBoxError> {
         let parts = PARTS.map(ToOwned::to_owned);
         let notes = Note::ALL.map(|note| note.name().to_owned());
         let labels: [(&str, &[String]); 2] = [("part", &parts), ("note", &notes)];
@@ -93,28 +82,22 @@ impl LedgerSampler {
             block.map(|block| Kept { block, last })
         });
         Ok(LedgerSampler {
-            follower: Follower::new(reader, is_wanted),
             vcpus: kept.collect::<Result<_, _>>()?,
             clock: Clock::process(),
         })
     }
 
-    /// Accounts for the time since the last sample, after everything that the ledger reads was
-    /// sampled.
-    ///
-    /// # Errors
-    /// [`ReadError`] when the black box can no longer be read; the time is accounted for later.
-    pub fn sample(&mut self) -> Result<(), ReadError> {
-        let snapshot = self.follower.snapshot()?;
+    /// Accounts for the time since the last sample. `snapshot` is of the same black box, made after
+    /// the sections `task`, `cgroup` and `kvm_vcpu` were sampled; it needs no others but `vcpu`.
+    pub fn sample(&mut self, snapshot: &Snapshot) {
         for (vcpu, kept) in self.vcpus.iter_mut().enumerate() {
-            let now = Moment::of(&snapshot, vcpu);
+            let now = Moment::of(snapshot, vcpu);
             let last = kept.last.take();
-            let last = last.unwrap_or_else(|| Moment::making(&snapshot));
+            let last = last.unwrap_or_else(|| Moment::making(snapshot));
             write(&kept.block, &between(&last, &now, vcpu));
             kept.block.sampled_at.set(self.clock.ticks());
             kept.last = Some(now);
         }
-        Ok(())
     }
 }
 

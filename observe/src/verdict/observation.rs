@@ -29,6 +29,8 @@ pub struct Observation {
     pub memory_pressure: Option<Sampled<u64>>,
     /// Guest memory that the host has swapped out, and when that was read.
     pub swapped_bytes: Option<Sampled<u64>>,
+    /// CPU time of the VMM's threads that are no vCPUs, and when that was read.
+    pub own_cpu_ns: Option<Sampled<u64>>,
     /// Devices, and the errors that the host gave them.
     pub host_errors: Vec<HostErrors>,
 }
@@ -224,6 +226,13 @@ impl Observation {
                 let rows = section.row_names("swapped");
                 let bytes = rows.filter_map(|row| section.table("swapped", row)?.as_u64());
                 source.sampled(section, bytes.fold(0, u64::saturating_add))
+            }),
+            own_cpu_ns: snapshot.section("task").and_then(|section| {
+                let rows = section
+                    .row_names("cpu")
+                    .filter(|row| !row.starts_with("vcpu-"));
+                let times = rows.filter_map(|row| section.table("cpu", row)?.as_u64());
+                source.sampled(section, times.fold(0, u64::saturating_add))
             }),
             host_errors: of_kind("device")
                 .map(|section| source.errors(section))

@@ -146,7 +146,7 @@ impl World {
         let (totals, level) = (names(&TOTALS), names(&["blocking"]));
         let labels: [(&str, &[String]); 2] = [("stat", &totals), ("stat_now", &level)];
         let kvm = black_box.section("kvm_vcpu/0", &labels).unwrap();
-        let threads = names(&["vcpu-0"]);
+        let threads = names(&["vcpu-0", "io-disk"]);
         let task = black_box.section("task", &[("thread", &threads)]).unwrap();
         let events = crate::host::MEMORY_EVENTS.map(ToOwned::to_owned);
         let cgroup: Block<CgroupBlock> =
@@ -250,6 +250,12 @@ fn a_vcpu_that_waits_for_a_cpu_is_starved_or_throttled() {
         world.cgroup.cpu_throttled_ns.add(S / 2);
     });
     assert_eq!(codes(&throttled), ["vcpu-throttled"]);
+    // The CPU was with the disk's own thread: nobody takes it from the VM.
+    let working = World::new().said(|world| {
+        world.task.rows[0].run_delay_ns.add(S / 2);
+        world.task.rows[1].cpu_ns.add(S / 2);
+    });
+    assert_eq!(working, []);
     let little = World::new().said(|world| world.task.rows[0].run_delay_ns.add(S / 20));
     assert_eq!(little, []);
 }

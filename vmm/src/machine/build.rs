@@ -30,6 +30,7 @@ use crate::vcpu::exit::Buses;
 use crate::vcpu::thread::panic_text;
 use crate::vm::LaunchError;
 use crate::watcher::Watcher;
+use crate::watcher::judge::Owner;
 
 impl Machine {
     /// Builds the machine; nothing runs yet. The black box of a machine that cannot be built says
@@ -40,9 +41,9 @@ impl Machine {
     pub fn build(
         spec: &VmSpec,
         mut black_box: BlackBox,
-        inbox: &Sender<Message>,
+        owner: &Owner,
     ) -> Result<Machine, LaunchError> {
-        match assemble(spec, &mut black_box, inbox) {
+        match assemble(spec, &mut black_box, owner) {
             Ok(parts) => Ok(parts.into_machine(spec, black_box)),
             Err(error) => {
                 black_box.finish(End::Failed, &error.to_string());
@@ -91,11 +92,7 @@ impl Parts {
     }
 }
 
-fn assemble(
-    spec: &VmSpec,
-    black_box: &mut BlackBox,
-    inbox: &Sender<Message>,
-) -> Result<Parts, LaunchError> {
+fn assemble(spec: &VmSpec, black_box: &mut BlackBox, owner: &Owner) -> Result<Parts, LaunchError> {
     let hypervisor = Hypervisor::open()?;
     let ram = Arc::new(memory::build(&spec.memory)?);
     let windows = virtio::windows(spec);
@@ -113,7 +110,7 @@ fn assemble(
                 what: "a thread to load the kernel",
                 source,
             })?;
-        let made = make(&hypervisor, spec, &ram, black_box, inbox);
+        let made = make(&hypervisor, spec, &ram, black_box, owner);
         let loaded = loading.join().map_err(|panic| {
             let text = panic_text(panic.as_ref());
             LaunchError::Thread(format!("loading the kernel panicked: {text}"))
@@ -129,7 +126,7 @@ fn assemble(
     if let Some(first) = made.fds.first() {
         processors::begin_at(first, &ram, loaded.start)?;
     }
-    let vcpus = processors::spawn(&made.vm, made.fds, made.blocks, &made.buses, inbox)?;
+    let vcpus = processors::spawn(&made.vm, made.fds, made.blocks, &made.buses, &owner.inbox)?;
     Ok(Parts {
         vcpus,
         io_threads: made.io_threads,
@@ -164,7 +161,7 @@ fn make(
     spec: &VmSpec,
     ram: &Arc<GuestRam>,
     black_box: &mut BlackBox,
-    inbox: &Sender<Message>,
+    owner: &Owner,
 ) -> Result<Made, LaunchError> {
     let vm = hypervisor.create_vm()?;
     hypervisor::give_memory(&vm, ram)?;
@@ -176,13 +173,13 @@ fn make(
         mmio: Bus::new(BusKind::Mmio),
     };
     let legacy = make_legacy_devices(&vm, &mut buses.pio)?;
-    let io_threads = virtio::make(spec, &vm, ram, &mut buses.mmio, black_box, inbox)?;
+    let io_threads = virtio::make(spec, &vm, ram, &mut buses.mmio, black_box, &owner.inbox)?;
     let serial = Arc::clone(&legacy.serial);
     let blocks = processors::blocks(black_box, spec.vcpus, &buses)?;
-    let console = make_console(&spec.serial, serial, black_box, inbox)?;
+    let console = make_console(&spec.serial, serial, black_box, &owner.inbox)?;
     let fds = processors::make(hypervisor, &vm, spec)?;
     Ok(Made {
-        watcher: watch::watcher(spec, &vm, &fds, ram, black_box)?,
+        watcher: watch::watcher(spec, &vm, &fds, ram, black_box, owner)?,
         blocks,
         console,
         fds,

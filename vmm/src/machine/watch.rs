@@ -5,9 +5,11 @@ use memory::GuestRam;
 use observe::BlackBox;
 use observe::host::{HostSampler, MemorySampler, TaskSampler};
 use observe::ledger::LedgerSampler;
+use observe::reader::Follower;
 
 use crate::spec::VmSpec;
 use crate::vm::{LaunchError, open_reader};
+use crate::watcher::judge::{self, Judge, Owner};
 use crate::watcher::kvm_table::KvmSampler;
 use crate::watcher::samples::{Rows, Samples};
 use crate::watcher::{Source, Watcher};
@@ -23,9 +25,10 @@ pub fn watcher(
     fds: &[VcpuFd],
     ram: &GuestRam,
     black_box: &mut BlackBox,
+    owner: &Owner,
 ) -> Result<Watcher, LaunchError> {
     // By the number of a source in the heartbeat, from 1.
-    let names = ["", "task", "kvm", "host", "memory", "ledger", "samples"];
+    let names = ["", "task", "kvm", "host", "memory", "samples", "judge"];
     let names = names.map(ToOwned::to_owned);
     let block = black_box.section("thread/watcher", &[("reason", &names)])?;
     let mut tasks = TaskSampler::new(black_box, &threads(spec))?;
@@ -36,8 +39,9 @@ pub fn watcher(
     }
     let mut host = HostSampler::new(black_box)?;
     let mut memory = MemorySampler::new(black_box, &regions(ram))?;
-    let reader = open_reader(black_box)?;
-    let mut ledger = LedgerSampler::new(black_box, reader, fds.len())?;
+    let mut follower = Follower::new(open_reader(black_box)?, judge::is_wanted);
+    let mut ledger = LedgerSampler::new(black_box, fds.len())?;
+    let mut judge = Judge::new(owner.clone());
     let rows = Rows {
         tasks: &tasks,
         kvm: of_vcpus.first(),
@@ -59,15 +63,17 @@ pub fn watcher(
             }),
         ),
         // After all that it reads.
+        source("samples", Box::new(move || samples.sample())),
         source(
-            "ledger",
-            Box::new(move || {
-                if let Err(error) = ledger.sample() {
-                    tracing::debug!("the ledger is not kept: {error}");
+            "judge",
+            Box::new(move || match follower.snapshot() {
+                Ok(snapshot) => {
+                    ledger.sample(&snapshot);
+                    judge.judge(&snapshot);
                 }
+                Err(error) => tracing::debug!("the watcher cannot judge: {error}"),
             }),
         ),
-        source("samples", Box::new(move || samples.sample())),
     ];
     Watcher::spawn(block, sources).map_err(|source| LaunchError::Refused {
         what: "the watcher thread",

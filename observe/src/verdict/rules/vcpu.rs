@@ -100,8 +100,27 @@ impl<'a> Pair<'a> {
         verdict.number("wall_ns", self.account.wall_ns)
     }
 
+    /// CPU time of the VMM's other threads in between, as it would be of the wall time.
+    fn own_ns(&self) -> u64 {
+        let earlier = self.look.earlier.and_then(|earlier| earlier.own_cpu_ns);
+        let (Some(earlier), Some(now)) = (earlier, self.look.now.own_cpu_ns) else {
+            return 0;
+        };
+        let span = now.at_ns.saturating_sub(earlier.at_ns);
+        let used = now.value.saturating_sub(earlier.value);
+        if span == 0 {
+            return 0;
+        }
+        (used as f64 / span as f64 * self.account.wall_ns as f64) as u64
+    }
+
     fn starved(&self, verdicts: &mut Vec<Verdict>) {
-        let Some(share) = self.share(self.account.waiting_ns) else {
+        let Some(waiting_ns) = self.account.waiting_ns else {
+            return;
+        };
+        // What it waited for Vitrine's own threads, which work for it, is no fault of others.
+        let own_ns = self.own_ns();
+        let Some(share) = self.share(Some(waiting_ns.saturating_sub(own_ns))) else {
             return;
         };
         if share < self.look.limits.starved_share {
@@ -116,7 +135,8 @@ impl<'a> Pair<'a> {
         verdicts.push(
             verdict
                 .real("waiting_percent", share * 100.0)
-                .number("waiting_ns", self.account.waiting_ns.unwrap_or(0))
+                .number("waiting_ns", waiting_ns)
+                .number("own_threads_ns", own_ns)
                 .number("tid", self.now.doing.tid),
         );
     }
