@@ -2,7 +2,7 @@
 # Writes the seeds of the corpus, fuzz/corpus/TARGET/*: what a well-behaved guest or client says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/corpus"
-mkdir -p api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers trace_format trace_records virtqueue
+mkdir -p api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers trace_format trace_records virtqueue walk
 
 # Words, little-endian: le BYTES NUMBER...
 le() {
@@ -209,3 +209,21 @@ script() {
   le 4 2 && le 2 0 24 && le 8 4 77
   le 4 5 && le 2 0 8
 } >trace_records/all
+
+# walk: CR0, CR3, CR4, EFER, an address, then RAM: here one page that is all tables.
+{
+  le 8 0x80000001 0 0 0x500 0x8080600010
+  le 8 0 3 3 0x83
+} >walk/large
+{
+  le 8 0x80000001 0 0 0x500 8
+  le 8 3
+} >walk/itself
+{
+  le 8 0x80000001 0 0x1000 0x500 8
+  le 8 3
+} >walk/five
+{
+  le 8 1 0 0 0 4
+  le 8 0x1122334455667788
+} >walk/flat

@@ -13,12 +13,13 @@ pub mod mmio_registers;
 pub mod trace_format;
 pub mod trace_records;
 pub mod virtqueue;
+pub mod walk;
 
 /// The body of a target.
 pub type Body = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Body); 9] = [
+pub const TARGETS: [(&str, Body); 10] = [
     ("api_bodies", api_bodies::run),
     ("blackbox_reader", blackbox_reader::run),
     ("blk_request", blk_request::run),
@@ -28,4 +29,5 @@ pub const TARGETS: [(&str, Body); 9] = [
     ("trace_format", trace_format::run),
     ("trace_records", trace_records::run),
     ("virtqueue", virtqueue::run),
+    ("walk", walk::run),
 ];

@@ -10,6 +10,7 @@ mod exact;
 mod exactness;
 mod exit_path;
 mod hostile;
+mod inspect;
 mod lifecycle;
 mod samples;
 mod trace;

@@ -11,6 +11,7 @@ use devices::virtio::DeviceEvent;
 use observe::blackbox::End;
 use observe::verdict::Change;
 
+use crate::inspect::Request;
 use crate::lifecycle::{Admission, VmCommand, VmState, admit};
 use crate::machine::Machine;
 use crate::vcpu::{Report, ReportKind};
@@ -35,6 +36,8 @@ pub enum Message {
     StopKey,
     /// From a handle.
     Command(VmCommand, Reply),
+    /// From a handle: a look into this vCPU.
+    Inspect(u8, Request),
 }
 
 /// The state driver.
@@ -127,6 +130,8 @@ impl Driver {
     fn sort(&mut self, message: Message) {
         match message {
             Message::Command(command, reply) => self.waiting_commands.push_back((command, reply)),
+            // At once, also while a pause waits for a vCPU: it may be that one which is asked for.
+            Message::Inspect(vcpu, request) => self.machine.inspect(vcpu, request),
             event => self.waiting_events.push_back(event),
         }
     }
@@ -161,6 +166,10 @@ impl Driver {
             ))),
             Message::StopKey => Err(Outcome::Stopped),
             Message::Command(command, reply) => self.command(command, reply),
+            Message::Inspect(vcpu, request) => {
+                self.machine.inspect(vcpu, request);
+                Ok(())
+            }
         }
     }
 

@@ -23,6 +23,7 @@ mod documentation;
 mod driver;
 pub mod host;
 mod hypervisor;
+pub mod inspect;
 pub mod lifecycle;
 mod machine;
 #[cfg(feature = "measure")]
@@ -43,6 +44,7 @@ pub use devices::legacy::restore_from_signal as restore_terminal;
 /// What a thread keeps in the black box, for [`Vm::launch_with`].
 pub use devices::virtio::ThreadBlock;
 pub use hypervisor::HostError;
+pub use inspect::{InspectError, VcpuView};
 pub use lifecycle::{VmCommand, VmState};
 pub use memory::MemoryError;
 pub use observe;

@@ -1,12 +1,13 @@
 //! The handle on a VM and the `vm` thread behind it, the state driver.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use devices::virtio::ThreadBlock;
+use memory::GuestRam;
 use observe::reader::{ReadError, Reader, Snapshot};
 use observe::verdict::Change;
 use observe::{BlackBox, BlackBoxError, Meta};
@@ -14,6 +15,7 @@ use observe::{BlackBox, BlackBoxError, Meta};
 use crate::boot::BootError;
 use crate::driver::{Driver, Message};
 use crate::hypervisor::HostError;
+use crate::inspect::{self, InspectError, VcpuView};
 use crate::lifecycle::{VmCommand, VmState};
 use crate::machine::Machine;
 use crate::spec::VmSpec;
@@ -148,6 +150,7 @@ pub(crate) struct Shared {
     pub state: AtomicU8,
     black_box: Reader,
     board: Arc<Board>,
+    ram: OnceLock<Weak<GuestRam>>,
 }
 
 /// A running VM. Cheap to clone; the VM ends by its guest, by [`VmCommand::Stop`], or by a failure,
@@ -192,6 +195,7 @@ impl Vm {
             state: AtomicU8::new(VmState::Starting as u8),
             black_box: open_reader(&black_box)?,
             board: Arc::default(),
+            ram: OnceLock::new(),
         });
         let (inbox, messages) = channel();
         let (built, outcome) = channel();
@@ -205,6 +209,7 @@ impl Vm {
             .spawn(move || {
                 match Machine::build(&spec, black_box, &owner) {
                     Ok(machine) => {
+                        let _ = thread_shared.ram.set(machine.memory());
                         let events = Box::new(events);
                         let driver = Driver::new(machine, thread_shared, messages, events);
                         driver.main(move || built.send(Ok(())).is_ok());
@@ -253,6 +258,21 @@ impl Vm {
                 ms: deadline.as_millis() as u64,
             })
         })
+    }
+
+    /// Looks into vCPU `vcpu`: what its registers, its interrupts and its timer are. It is kicked out
+    /// of the guest for some microseconds and goes on as before, running or paused; the guest is not
+    /// changed. Waits at most `within`.
+    ///
+    /// # Errors
+    /// [`InspectError`], naming who was late and what it does.
+    pub fn inspect(&self, vcpu: u8, within: Duration) -> Result<VcpuView, InspectError> {
+        inspect::ask(self, vcpu, within, None).map(|sight| sight.view)
+    }
+
+    /// Hands a message to the `vm` thread; false when the VM has ended.
+    pub(crate) fn post(&self, message: Message) -> bool {
+        self.inbox.send(message).is_ok()
     }
 
     /// What the VM does now. Never waits.

@@ -87,7 +87,7 @@ impl Parts {
             clock: Clock::process(),
             _buses: self.buses,
             _vm: self.vm,
-            _ram: self.ram,
+            ram: self.ram,
         }
     }
 }

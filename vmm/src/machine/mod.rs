@@ -7,7 +7,7 @@ mod processors;
 mod virtio;
 mod watch;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use devices::legacy::{Console, DebugExit, I8042};
@@ -23,6 +23,7 @@ pub use devices::legacy::{
 };
 
 use crate::driver::JOIN_POLL;
+use crate::inspect::{Answer, InspectError, Request};
 use crate::lifecycle::VmCommand;
 use crate::vcpu::exit::Buses;
 use crate::vcpu::{Command, VcpuHandle};
@@ -54,7 +55,7 @@ pub struct Machine {
     clock: Clock,
     _buses: Arc<Buses>,
     _vm: VmFd,
-    _ram: Arc<GuestRam>,
+    ram: Arc<GuestRam>,
 }
 
 impl Machine {
@@ -98,18 +99,35 @@ impl Machine {
 
     /// Asks all vCPUs to leave the guest; they report when they have, with `number`.
     pub fn pause_vcpus(&mut self, number: u64) {
-        self.tell(Command::Pause(number));
+        self.tell(&Command::Pause(number));
     }
 
     /// Lets all vCPUs run.
     pub fn resume_vcpus(&mut self) {
-        self.tell(Command::Resume);
+        self.tell(&Command::Resume);
     }
 
-    fn tell(&mut self, command: Command) {
+    fn tell(&mut self, command: &Command) {
         for vcpu in &mut self.vcpus {
-            vcpu.send(command);
+            vcpu.send(command.clone());
         }
+    }
+
+    /// Asks a vCPU for a look into it. Waits for nothing: the vCPU answers.
+    pub fn inspect(&mut self, vcpu: u8, request: Request) {
+        let have = self.vcpus.len();
+        let Some(handle) = self.vcpus.get_mut(usize::from(vcpu)) else {
+            let error = InspectError::NoVcpu { vcpu, have };
+            return request.answer(Answer::Done(Err(error)));
+        };
+        // Before the vCPU can answer.
+        request.answer(Answer::Asked);
+        handle.send(Command::Inspect(request));
+    }
+
+    /// The guest's memory, for who looks into the guest as long as it lives.
+    pub fn memory(&self) -> Weak<GuestRam> {
+        Arc::downgrade(&self.ram)
     }
 
     /// Lets every device finish what is in flight and take nothing more.
@@ -166,7 +184,7 @@ impl Machine {
     /// The names of the threads that missed the deadline. They are left behind, detached.
     pub fn stop(&mut self) -> Result<(), String> {
         let mut late = Vec::new();
-        self.tell(Command::Stop);
+        self.tell(&Command::Stop);
         let end = Instant::now() + self.deadline;
         for (index, vcpu) in self.vcpus.drain(..).enumerate() {
             while !vcpu.is_finished() && Instant::now() < end {

@@ -92,7 +92,9 @@ pub struct VcpuBlock {
     pub pauses: Counter,
     /// Time in pauses that have ended, and before the first start.
     pub paused_ns: Counter,
-    _pad: [u64; 12],
+    /// Times that the vCPU was looked into.
+    pub inspections: Counter,
+    _pad: [u64; 11],
     /// What the thread does now.
     pub heartbeat: Heartbeat,
     _pad2: [u64; 4],
@@ -173,6 +175,12 @@ unsafe impl Section for VcpuBlock {
             Unit::Nanoseconds,
             offset_of!(VcpuBlock, paused_ns),
             "Time in pauses that have ended, and before the start.",
+        ),
+        Field::counter(
+            "inspections",
+            Unit::None,
+            offset_of!(VcpuBlock, inspections),
+            "Times that the vCPU was looked into.",
         ),
         Field::histogram(
             "stay",

@@ -15,15 +15,18 @@ use super::counters::{ExitKind, VcpuBlock};
 use super::exit::{Buses, Exit, Failure, Next, ResetCause, Stay, dispatch};
 use super::kick::{self, Kicker};
 use super::kvm_run;
+use crate::inspect::{Answer, Request, capture};
 
 /// What the `vm` thread tells a vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Command {
     /// Leave the guest, its state complete, and wait; the report of it carries this number, so that
     /// the late answer to a pause that was given up is not taken for that to the next.
     Pause(u64),
     /// Run the guest.
     Resume,
+    /// Read the vCPU, and go on as before.
+    Inspect(Request),
     /// End the thread.
     Stop,
 }
@@ -218,7 +221,12 @@ impl Vcpu<'_> {
         let since = self.clock.ticks();
         let block = &self.parts.block;
         block.heartbeat.enter(Activity::Paused, since);
-        let command = self.inbox.recv();
+        let command = loop {
+            match self.inbox.recv() {
+                Ok(Command::Inspect(request)) => self.inspect(&request),
+                other => break other,
+            }
+        };
         let now = self.clock.ticks();
         block.paused_ns.add(self.clock.ns_between(since, now));
         match command {
@@ -227,8 +235,24 @@ impl Vcpu<'_> {
                 self.report(ReportKind::Paused(number));
                 State::Paused
             }
+            // The loop above takes inspections.
+            Ok(Command::Inspect(_)) => State::Paused,
             Ok(Command::Stop) | Err(_) => State::Stopped,
         }
+    }
+
+    /// Reads the vCPU for somebody who still waits for it.
+    fn inspect(&self, request: &Request) {
+        if !request.is_wanted() {
+            return;
+        }
+        let since = self.clock.ticks();
+        let mut sight = capture(&self.parts.fd, self.index(), request.ram.as_deref());
+        self.parts.block.inspections.inc();
+        if let Ok(sight) = &mut sight {
+            sight.view.took_ns = self.clock.ns_between(since, self.clock.ticks());
+        }
+        request.answer(Answer::Done(sight));
     }
 
     /// Runs the guest until a command or the guest itself ends that.
@@ -275,6 +299,7 @@ impl Vcpu<'_> {
         loop {
             match self.inbox.try_recv() {
                 Ok(Command::Resume) => {}
+                Ok(Command::Inspect(request)) => self.inspect(&request),
                 Err(TryRecvError::Empty) => return State::Running,
                 Ok(Command::Pause(number)) => return self.pause(number),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return State::Stopped,

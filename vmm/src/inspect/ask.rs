@@ -1,0 +1,68 @@
+//! Asking a vCPU, from a thread that has a handle on the VM.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use memory::GuestRam;
+
+use super::{Answer, InspectError, Request, Sight};
+use crate::Vm;
+use crate::driver::Message;
+
+/// Asks vCPU `vcpu` and waits for its answer at most `within`. With `ram`, it also copies the top
+/// of its stack.
+///
+/// # Errors
+/// [`InspectError`].
+pub fn ask(
+    vm: &Vm,
+    vcpu: u8,
+    within: Duration,
+    ram: Option<Arc<GuestRam>>,
+) -> Result<Box<Sight>, InspectError> {
+    let until = Instant::now() + within;
+    let (reply, answers) = channel();
+    let request = Request { reply, until, ram };
+    if !vm.post(Message::Inspect(vcpu, request)) {
+        return Err(InspectError::Ended);
+    }
+    let mut asked = false;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match answers.recv_timeout(left) {
+            Ok(Answer::Asked) => asked = true,
+            Ok(Answer::Done(answer)) => return answer,
+            // The request was dropped: by the vm thread that ended, or by a vCPU that did.
+            Err(RecvTimeoutError::Disconnected) if Instant::now() < until => {
+                return Err(InspectError::Ended);
+            }
+            Err(_) => {
+                let (section, who) = if asked {
+                    (format!("vcpu/{vcpu}"), format!("vcpu-{vcpu}"))
+                } else {
+                    ("thread/vm".to_owned(), "the vm thread".to_owned())
+                };
+                return Err(InspectError::Late {
+                    who,
+                    doing: doing(vm, &section),
+                    ms: within.as_millis() as u64,
+                });
+            }
+        }
+    }
+}
+
+/// What a thread does, by its heartbeat and by what the kernel says of it.
+fn doing(vm: &Vm, section: &str) -> String {
+    let snapshot = vm.snapshot().ok();
+    let view = snapshot.as_ref().and_then(|seen| seen.section(section));
+    let Some(beat) = view.and_then(|view| view.heartbeat("heartbeat")) else {
+        return "its heartbeat cannot be read".to_owned();
+    };
+    let state = std::fs::read_to_string(format!("/proc/self/task/{}/stat", beat.tid))
+        .ok()
+        .and_then(|stat| stat.rsplit_once(") ")?.1.chars().next())
+        .map_or_else(|| "gone".to_owned(), |letter| format!("in state {letter}"));
+    format!("it is {}, and the thread {state}", beat.activity_name())
+}
