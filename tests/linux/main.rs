@@ -16,6 +16,7 @@ mod counters;
 mod deaths;
 mod disk;
 mod ends;
+mod inspect;
 mod ledger;
 mod net;
 mod pause;

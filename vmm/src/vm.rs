@@ -15,7 +15,7 @@ use observe::{BlackBox, BlackBoxError, Meta};
 use crate::boot::BootError;
 use crate::driver::{Driver, Message};
 use crate::hypervisor::HostError;
-use crate::inspect::{self, InspectError, VcpuView};
+use crate::inspect::{self, InspectError, VcpuSight, VcpuView};
 use crate::lifecycle::{VmCommand, VmState};
 use crate::machine::Machine;
 use crate::spec::VmSpec;
@@ -151,6 +151,7 @@ pub(crate) struct Shared {
     black_box: Reader,
     board: Arc<Board>,
     ram: OnceLock<Weak<GuestRam>>,
+    kernel: OnceLock<inspect::Kernel>,
 }
 
 /// A running VM. Cheap to clone; the VM ends by its guest, by [`VmCommand::Stop`], or by a failure,
@@ -196,6 +197,7 @@ impl Vm {
             black_box: open_reader(&black_box)?,
             board: Arc::default(),
             ram: OnceLock::new(),
+            kernel: OnceLock::new(),
         });
         let (inbox, messages) = channel();
         let (built, outcome) = channel();
@@ -268,6 +270,19 @@ impl Vm {
     /// [`InspectError`], naming who was late and what it does.
     pub fn inspect(&self, vcpu: u8, within: Duration) -> Result<VcpuView, InspectError> {
         inspect::ask(self, vcpu, within, None).map(|sight| sight.view)
+    }
+
+    /// As [`Vm::inspect`], with the names of where the guest's kernel is and of who called it. These
+    /// are read from the guest's memory by the calling thread, after the vCPU has gone on; the top of
+    /// the stack is copied with the registers. A guest whose kernel has no symbols gives addresses.
+    ///
+    /// # Errors
+    /// [`InspectError`].
+    pub fn look(&self, vcpu: u8, within: Duration) -> Result<VcpuSight, InspectError> {
+        let ram = self.shared.ram.get().and_then(Weak::upgrade);
+        let ram = ram.ok_or(InspectError::Ended)?;
+        let sight = inspect::ask(self, vcpu, within, Some(Arc::clone(&ram)))?;
+        Ok(inspect::look(&ram, &sight, &self.shared.kernel))
     }
 
     /// Hands a message to the `vm` thread; false when the VM has ended.

@@ -7,6 +7,10 @@
 //! - [`view`]: the registers, interrupts and timer of a vCPU, with words for people.
 //! - `capture`: the ioctls, on the vCPU's own thread.
 //! - [`walk`]: the guest's page tables, and its memory by virtual address.
+//! - [`kallsyms`]: the guest kernel's symbols, found in its memory.
+//! - `orc` and `stack`: who called whom.
+//! - `kernel`: where all that is in one guest, remembered from one look to the next.
+//! - `look`: a vCPU with the names of where it is ([`VcpuSight`]).
 //!
 //! What a guest's memory and registers say is not trusted: every read is checked, every loop is
 //! bounded.
@@ -15,6 +19,12 @@ mod ask;
 mod capture;
 #[doc(hidden)]
 pub mod fuzz;
+mod image;
+pub mod kallsyms;
+mod kernel;
+mod look;
+mod orc;
+mod stack;
 pub mod view;
 pub mod walk;
 
@@ -24,10 +34,14 @@ use std::time::Instant;
 
 use memory::GuestRam;
 
+pub use kallsyms::Symbol;
+pub use look::{Frame, Place, Trust, VcpuSight};
 pub use view::{Pending, Timer, TimerMode, VcpuView, Vectors};
 
 pub(crate) use ask::ask;
 pub(crate) use capture::capture;
+pub(crate) use kernel::Kernel;
+pub(crate) use look::look;
 
 /// Why a vCPU was not looked into. The guest is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +88,6 @@ pub(crate) struct Sight {
     /// Registers, interrupts, timer.
     pub view: VcpuView,
     /// The top of its stack, when that was asked for and could be read.
-    #[allow(dead_code)]
     pub stack: StackCopy,
 }
 

@@ -12,7 +12,7 @@ const HALTED: u32 = 3;
 const SIPI_RECEIVED: u32 = 4;
 
 /// One vCPU at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VcpuView {
     /// Its number.
     pub vcpu: u8,
@@ -154,9 +154,10 @@ impl fmt::Display for Vectors {
 }
 
 /// How the local APIC's timer counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TimerMode {
     /// Down to zero, once.
+    #[default]
     OneShot,
     /// Down to zero, again and again.
     Periodic,
@@ -167,7 +168,7 @@ pub enum TimerMode {
 }
 
 /// The local APIC's timer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timer {
     /// How it counts.
     pub mode: TimerMode,
