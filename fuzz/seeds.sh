@@ -2,7 +2,7 @@
 # Writes the seeds of the corpus, fuzz/corpus/TARGET/*: what a well-behaved guest or client says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/corpus"
-mkdir -p api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers trace_format trace_records virtqueue walk
+mkdir -p api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers trace_format trace_records virtqueue walk stack
 
 # Words, little-endian: le BYTES NUMBER...
 le() {
@@ -227,3 +227,22 @@ script() {
   le 8 1 0 0 0 4
   le 8 0x1122334455667788
 } >walk/flat
+
+# stack: delta, unwind tables from, to, entries, text from, to, RIP, RSP, RBP, RDI, modules, address; RAM.
+# Two functions at 0x100 and 0x200: the first is called, the second ends the stack.
+{
+  le 8 0 0 8 8 0x100 0x300 0x110 0x40 0x50 0 0x58 0xffffffffc0000010
+  le 8 0 0 0 0
+  le 4 0x100 0x1fc
+  le 2 8 0
+  le 1 5 2
+  le 2 0 0
+  le 1 0 1
+  head -c 44 /dev/zero
+  le 8 0x210 0x110 0x60 0x110 0
+} >stack/orc
+{
+  le 8 0 0 0 0 0x100 0x300 0x110 0 0x10 0
+  le 8 0 0 0 0 0 0
+  le 8 7 0x120 0x20 0x130 0 0x140
+} >stack/pointers

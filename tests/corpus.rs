@@ -98,5 +98,5 @@ macro_rules! targets {
 
 targets! {
     api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers
-    trace_format trace_records virtqueue walk
+    stack trace_format trace_records virtqueue walk
 }

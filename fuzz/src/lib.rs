@@ -10,6 +10,7 @@ pub mod http_request;
 mod input;
 pub mod legacy_ports;
 pub mod mmio_registers;
+pub mod stack;
 pub mod trace_format;
 pub mod trace_records;
 pub mod virtqueue;
@@ -19,13 +20,14 @@ pub mod walk;
 pub type Body = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Body); 10] = [
+pub const TARGETS: [(&str, Body); 11] = [
     ("api_bodies", api_bodies::run),
     ("blackbox_reader", blackbox_reader::run),
     ("blk_request", blk_request::run),
     ("http_request", http_request::run),
     ("legacy_ports", legacy_ports::run),
     ("mmio_registers", mmio_registers::run),
+    ("stack", stack::run),
     ("trace_format", trace_format::run),
     ("trace_records", trace_records::run),
     ("virtqueue", virtqueue::run),

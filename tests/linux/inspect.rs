@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use vmm::inspect::{Place, Trust, VcpuSight};
 
-use crate::harness::Guest;
+use crate::harness::{Guest, Scratch, drive};
 use crate::{PATIENCE, VERSIONS, kernel, linux, told};
 
 /// Where the kernel begins without KASLR.
@@ -116,6 +116,38 @@ dd if=/dev/zero of=/dev/null bs=1M
             "{sight}"
         );
         assert!(sight.frames.iter().all(|frame| frame.trust == Trust::Known));
+        guest.stop();
+    }
+}
+
+#[test]
+fn a_guest_that_reads_a_disk_is_caught_in_a_module_by_name() {
+    let script = "
+echo MODULES=$(cut -d' ' -f1 /proc/modules | tr '\\n' ' ')
+while :; do dd if=/dev/vda of=/dev/null bs=4k iflag=direct || break; done
+echo NO DIRECT READS
+while :; do echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=4k; done
+";
+    for version in VERSIONS {
+        let scratch = Scratch::new();
+        let mut spec = linux(version, "", script);
+        let disk = scratch.disk("disk", 8 << 20, 1);
+        spec.drives.push(drive("disk", &disk));
+        let guest = Guest::launch(spec);
+        guest.await_words("MODULES=", PATIENCE);
+        let module = |sight: &VcpuSight| match &sight.frames[0].place {
+            Place::Module(module) => Some(module.name.clone()),
+            _ => None,
+        };
+        let sight = look_until(&guest, |sight| module(sight).is_some());
+        let name = module(&sight).unwrap();
+        let said = guest.said();
+        let modules = told(&said, "MODULES");
+        println!("{version}: {name} of {modules}");
+        assert!(
+            modules.split(' ').any(|other| other == name),
+            "{name}: {modules}"
+        );
         guest.stop();
     }
 }

@@ -82,9 +82,10 @@ pub struct Kallsyms<'a, M> {
 }
 
 impl<'a, M: Physical> Kallsyms<'a, M> {
-    /// Finds the tables in the image, of which `code` is an address of its text.
-    pub fn find(image: &'a Image<'a, M>, code: u64) -> Option<Self> {
-        Kallsyms::open(image, find::tables(image, code)?)
+    /// Finds the tables in the image, of which `code` is an address of its text. Only what the guest
+    /// has `mapped` is read: memory beyond the image may never have been touched, and would be then.
+    pub fn find(image: &'a Image<'a, M>, code: u64, mapped: impl Fn(u64) -> bool) -> Option<Self> {
+        Kallsyms::open(image, find::tables(image, code, mapped)?)
     }
 
     /// The symbols, if it is known where they are.

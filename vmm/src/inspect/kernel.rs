@@ -17,6 +17,8 @@ const SYSCALL_ENTRY: &str = "entry_SYSCALL_64";
 pub struct Kernel {
     pub(super) delta: u64,
     pub(super) tables: Tables,
+    /// The list of its modules.
+    pub modules: Option<u64>,
     /// Its unwind tables.
     pub orc: Option<Orc>,
     /// Code that stays, and code of the start.
@@ -43,7 +45,9 @@ impl Kernel {
         }
         let unmapped = "the guest's kernel is not mapped where the registers say";
         let image = Image::around(space, code).map_err(|_| unmapped)?;
-        let symbols = Kallsyms::find(&image, code)
+        let kernels = space.kernel_half();
+        let mapped = |at| space.translate(at).is_ok() || kernels.translate(at).is_ok();
+        let symbols = Kallsyms::find(&image, code, mapped)
             .ok_or("the guest's kernel has no kallsyms of a form that is known here")?;
         let names = [
             "__start_orc_unwind_ip",
@@ -53,8 +57,18 @@ impl Kernel {
             "_etext",
             "_sinittext",
             "_einittext",
+            "modules",
         ];
-        let [ips, ips_end, entries, text, text_end, init, init_end] = symbols.addresses(names);
+        let [
+            ips,
+            ips_end,
+            entries,
+            text,
+            text_end,
+            init,
+            init_end,
+            modules,
+        ] = symbols.addresses(names);
         let orc = match (ips, ips_end, entries) {
             (Some(ips), Some(end), Some(entries)) => Orc::find(&image, ips, end, entries),
             _ => None,
@@ -63,6 +77,7 @@ impl Kernel {
         let kernel = Kernel {
             delta: image.delta(),
             tables: symbols.tables(),
+            modules,
             orc,
             text: [range(text, text_end), range(init, init_end)],
         };

@@ -9,12 +9,10 @@ use super::Sight;
 use super::image::KERNEL_MAP;
 use super::kallsyms::{Kallsyms, Symbol};
 use super::kernel::Kernel;
+use super::modules::{self, Module};
 use super::stack::{Found, Walker};
 use super::view::VcpuView;
 use super::walk::Space;
-
-/// Where the modules of a kernel without KASLR are, and above (MODULES_VADDR).
-const MODULES: u64 = 0xFFFF_FFFF_A000_0000;
 
 /// What a look into a vCPU finds, with names.
 #[derive(Clone, Debug)]
@@ -53,7 +51,9 @@ pub struct Frame {
 pub enum Place {
     /// Into a function of the kernel's image.
     Kernel(Symbol),
-    /// Where the kernel has its modules.
+    /// Into a module of the kernel; its own symbols are not read.
+    Module(Module),
+    /// Where the kernel has its modules and other code that was added to it.
     Modules(u64),
     /// Into user space.
     User(u64),
@@ -76,6 +76,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::Kernel(symbol) => symbol.fmt(f),
+            Place::Module(module) => module.fmt(f),
             Place::Modules(at) => write!(f, "module area {at:#x}"),
             Place::User(at) => write!(f, "user space {at:#x}"),
             Place::Unknown(at) => write!(f, "{at:#x}"),
@@ -106,7 +107,11 @@ impl fmt::Display for VcpuSight {
 
 /// What is at a frame's address. Behind a call that does not return there may be another function:
 /// so a return address is looked for one byte before it.
-fn place(symbols: Option<&Kallsyms<'_, GuestRam>>, found: &Found) -> Place {
+fn place(
+    symbols: Option<&Kallsyms<'_, GuestRam>>,
+    module: impl Fn(u64) -> Option<Module>,
+    found: &Found,
+) -> Place {
     let back = u64::from(!found.exact);
     let symbol = symbols.and_then(|symbols| symbols.symbol(found.address.wrapping_sub(back)));
     match symbol {
@@ -114,7 +119,9 @@ fn place(symbols: Option<&Kallsyms<'_, GuestRam>>, found: &Found) -> Place {
             offset: symbol.offset.saturating_add(back),
             ..symbol
         }),
-        None if found.address >= MODULES => Place::Modules(found.address),
+        None if modules::AREA.contains(&found.address) => {
+            module(found.address).map_or(Place::Modules(found.address), Place::Module)
+        }
         None => Place::Unknown(found.address),
     }
 }
@@ -137,6 +144,8 @@ pub(crate) fn look(ram: &GuestRam, sight: &Sight, known: &OnceLock<Kernel>) -> V
         Ok(kernel) if view.code_address() >= KERNEL_MAP => {
             let image = kernel.image(ram);
             let symbols = kernel.symbols(&image, view);
+            let list = kernel.modules;
+            let module = |address| modules::module(&space, list?, address);
             let walker = Walker {
                 space,
                 image: &image,
@@ -146,7 +155,7 @@ pub(crate) fn look(ram: &GuestRam, sight: &Sight, known: &OnceLock<Kernel>) -> V
             let frames = walker.frames(view).into_iter();
             let frame = |found: Found| Frame {
                 address: found.address,
-                place: place(symbols.as_ref(), &found),
+                place: place(symbols.as_ref(), module, &found),
                 trust: found.trust,
             };
             frames.map(frame).collect()

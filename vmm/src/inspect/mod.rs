@@ -8,6 +8,7 @@
 //! - `capture`: the ioctls, on the vCPU's own thread.
 //! - [`walk`]: the guest's page tables, and its memory by virtual address.
 //! - [`kallsyms`]: the guest kernel's symbols, found in its memory.
+//! - `modules`: which module an address lies in.
 //! - `orc` and `stack`: who called whom.
 //! - `kernel`: where all that is in one guest, remembered from one look to the next.
 //! - `look`: a vCPU with the names of where it is ([`VcpuSight`]).
@@ -23,6 +24,7 @@ mod image;
 pub mod kallsyms;
 mod kernel;
 mod look;
+mod modules;
 mod orc;
 mod stack;
 pub mod view;
@@ -36,6 +38,7 @@ use memory::GuestRam;
 
 pub use kallsyms::Symbol;
 pub use look::{Frame, Place, Trust, VcpuSight};
+pub use modules::Module;
 pub use view::{Pending, Timer, TimerMode, VcpuView, Vectors};
 
 pub(crate) use ask::ask;

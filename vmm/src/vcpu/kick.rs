@@ -34,6 +34,26 @@ pub fn install_handler() {
     });
 }
 
+/// Signals meant for the process are other threads' business: they must not cost the guest exits.
+#[allow(unsafe_code)]
+pub fn block_other_signals() {
+    // SAFETY: the set is initialised by sigfillset before use, and only this thread's mask changes.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&raw mut set);
+        for kept in [
+            signal(),
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGILL,
+            libc::SIGFPE,
+        ] {
+            libc::sigdelset(&raw mut set, kept);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
 impl Kicker {
     /// A second handle on `vcpu`.
     ///

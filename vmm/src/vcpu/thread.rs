@@ -123,7 +123,7 @@ impl VcpuHandle {
 }
 
 fn main(parts: VcpuParts, inbox: &Receiver<Command>, tid: &AtomicI32) {
-    block_other_signals();
+    kick::block_other_signals();
     parts.block.heartbeat.claim();
     #[allow(unsafe_code)]
     // SAFETY: gettid has no arguments and cannot fail.
@@ -151,26 +151,6 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned())
-}
-
-/// Signals meant for the process are other threads' business: they must not cost the guest exits.
-#[allow(unsafe_code)]
-fn block_other_signals() {
-    // SAFETY: the set is initialised by sigfillset before use, and only this thread's mask changes.
-    unsafe {
-        let mut set = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigfillset(&raw mut set);
-        for kept in [
-            kick::signal(),
-            libc::SIGSEGV,
-            libc::SIGBUS,
-            libc::SIGILL,
-            libc::SIGFPE,
-        ] {
-            libc::sigdelset(&raw mut set, kept);
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,7 +32,11 @@ const DIGITS: [u8; 20] = *b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0";
 const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 2 * BLOCK..=120 * BLOCK;
 
 /// Looks for the tables: behind the code first, where they are in a kernel that has booted.
-pub fn tables<M: Physical>(image: &Image<'_, M>, code: u64) -> Option<Tables> {
+pub fn tables<M: Physical>(
+    image: &Image<'_, M>,
+    code: u64,
+    mapped: impl Fn(u64) -> bool,
+) -> Option<Tables> {
     let start = code & !7;
     let steps = REACH.checked_div(CHUNK)?;
     let behind = (0..steps).map(|step| start.wrapping_add(step.wrapping_mul(CHUNK)));
@@ -41,6 +45,10 @@ pub fn tables<M: Physical>(image: &Image<'_, M>, code: u64) -> Option<Tables> {
     let mut tries = MOST_TRIES;
     let chunks = behind.chain(before).filter(|at| *at >= KERNEL_MAP);
     for at in chunks {
+        // Both ends: a kernel unmaps what lies unused between two of its parts.
+        if !mapped(at) && !mapped(at.wrapping_add(CHUNK)) {
+            continue;
+        }
         if image.read(at, &mut bytes).is_none() {
             continue;
         }

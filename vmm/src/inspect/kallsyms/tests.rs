@@ -115,7 +115,8 @@ fn each_layout_is_found_and_names_every_address() {
     for layout in LAYOUTS {
         let memory = image(layout);
         let image = Image::at(&memory, DELTA);
-        let symbols = Kallsyms::find(&image, CODE).unwrap_or_else(|| panic!("{layout:?}"));
+        let symbols =
+            Kallsyms::find(&image, CODE, |_| true).unwrap_or_else(|| panic!("{layout:?}"));
         let first = u64::from(symbols.count()) - FUNCTIONS;
         for number in [0, 1, 255, 256, 299, FUNCTIONS - 2] {
             let address = CODE + number * 16;
@@ -150,7 +151,15 @@ fn each_layout_is_found_and_names_every_address() {
 fn an_image_without_the_tables_has_no_symbols() {
     let memory = Flat(vec![0x30; 1 << 20]);
     let image = Image::at(&memory, DELTA);
-    assert!(Kallsyms::find(&image, CODE).is_none());
+    assert!(Kallsyms::find(&image, CODE, |_| true).is_none());
+}
+
+#[test]
+fn what_the_guest_has_not_mapped_is_not_read() {
+    let memory = image(Layout::New);
+    let image = Image::at(&memory, DELTA);
+    assert!(Kallsyms::find(&image, CODE, |_| false).is_none());
+    assert!(Kallsyms::find(&image, CODE, |at| at < CODE + 0x1000).is_some());
 }
 
 #[test]
@@ -162,7 +171,7 @@ fn a_name_has_no_character_that_a_terminal_would_obey() {
         .position(|window| window == b"do_something_");
     memory.0[at.unwrap() + 2] = 0x1B;
     let image = Image::at(&memory, DELTA);
-    let symbols = Kallsyms::find(&image, CODE).unwrap();
+    let symbols = Kallsyms::find(&image, CODE, |_| true).unwrap();
     assert!(symbols.symbol(CODE).unwrap().name.starts_with("do?some"));
 }
 
@@ -181,7 +190,7 @@ proptest::proptest! {
             }
         }
         let image = Image::at(&memory, DELTA);
-        if let Some(symbols) = Kallsyms::find(&image, CODE) {
+        if let Some(symbols) = Kallsyms::find(&image, CODE, |_| true) {
             for address in [address, CODE, CODE + 9000, 64] {
                 let _ = symbols.symbol(address);
             }

@@ -73,6 +73,7 @@ fn kernel(rows: &[Row], old: bool) -> (Flat, Kernel) {
     let kernel = Kernel {
         delta: 0,
         tables: Tables::default(),
+        modules: None,
         orc,
         text: [TEXT..TEXT + 0x2000, 0..0],
     };
