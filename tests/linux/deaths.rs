@@ -142,14 +142,15 @@ fn remains(daemon: &Daemon, ended_ns: u64) -> (Snapshot, String) {
 
 #[test]
 fn a_vmm_that_the_host_ended_for_want_of_memory_tells_of_its_limit() {
-    // First the drive, then memory: fast at the beginning, slower near the limit than samples come.
+    // First the drive, then memory: fast at the beginning, near the limit so slowly (2 MiB a
+    // second) that some ten samples are taken of its last tenth.
     let script = "
 cat /dev/vda > /dev/null
 echo FILLING
-dd if=/dev/zero of=/run/first bs=1M count=48
+dd if=/dev/zero of=/run/first bs=1M count=36
 while :; do
   dd if=/dev/zero bs=512k count=1
-  sleep 0.1
+  sleep 0.2
 done >> /run/more
 ";
     let cgroup = Cgroup::new(LIMIT_BYTES);
@@ -170,7 +171,8 @@ done >> /run/more
     let used = of("memory_current");
     assert!(
         (LIMIT_BYTES / 10 * 9..=LIMIT_BYTES).contains(&used),
-        "{used}"
+        "{used}\n{text}\n{}",
+        daemon.text("stdout")
     );
     has(&text, &["\nCgroup memory: 1", "limit 192.0 MiB"]);
     for line in text
