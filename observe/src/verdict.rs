@@ -21,7 +21,9 @@
 
 mod code;
 mod engine;
+pub mod forecast;
 mod link;
+mod memory_seen;
 mod observation;
 mod rules;
 mod thresholds;

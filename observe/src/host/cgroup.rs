@@ -28,6 +28,12 @@ pub struct CgroupBlock {
     pub memory_current: Gauge,
     /// Swap that the cgroup uses.
     pub memory_swap: Gauge,
+    /// What of `memory_current` the kernel can take back without swapping: page cache of files.
+    pub memory_reclaimable: Gauge,
+    /// The tightest limit on its swap and that of those above it; 0 if there is none (version 2).
+    pub memory_swap_max: Gauge,
+    /// 1 if there is one.
+    pub memory_swap_limited: Gauge,
     /// The tightest limit on the cgroup and those above it; 0 if there is none.
     pub memory_max: Gauge,
     /// 1 if there is one.
@@ -68,6 +74,9 @@ unsafe impl Section for CgroupBlock {
         Field::gauge("cpu_version", Unit::None, offset_of!(CgroupBlock, cpu_version), "Version of the CPU controller, 1 or 2; 0 if there is none, and then the numbers of the CPU say nothing."),
         Field::gauge("memory_current", Unit::Bytes, offset_of!(CgroupBlock, memory_current), "Memory that the VMM's cgroup uses."),
         Field::gauge("memory_swap", Unit::Bytes, offset_of!(CgroupBlock, memory_swap), "Swap that the VMM's cgroup uses."),
+        Field::gauge("memory_reclaimable", Unit::Bytes, offset_of!(CgroupBlock, memory_reclaimable), "Page cache of files in memory_current, which the host can take back without swapping."),
+        Field::gauge("memory_swap_max", Unit::Bytes, offset_of!(CgroupBlock, memory_swap_max), "The tightest swap limit of the VMM's cgroup and those above it; 0 if there is none."),
+        Field::gauge("memory_swap_limited", Unit::None, offset_of!(CgroupBlock, memory_swap_limited), "1 if there is a swap limit."),
         Field::gauge("memory_max", Unit::Bytes, offset_of!(CgroupBlock, memory_max), "The tightest memory limit of the VMM's cgroup and those above it; 0 if there is none."),
         Field::gauge("memory_limited", Unit::None, offset_of!(CgroupBlock, memory_limited), "1 if there is a memory limit."),
         Field::gauge("memory_high", Unit::Bytes, offset_of!(CgroupBlock, memory_high), "From where on the host slows the VMM down to reclaim memory; 0 if there is no such mark."),
@@ -84,12 +93,23 @@ unsafe impl Section for CgroupBlock {
     ];
 }
 
+/// What is looked up in `memory.stat`; shared memory is on the lists of anonymous memory.
+const STATISTICS: [&str; 5] = [
+    "inactive_file",
+    "active_file",
+    "total_inactive_file",
+    "total_active_file",
+    "total_swap",
+];
+
 /// The memory controller's files.
 struct MemoryFiles {
     version: u64,
     current: ProcFile,
-    /// Version 2: its one number is swap; version 1: memory.stat, which has it among others.
-    swap: ProcFile,
+    /// Version 2: its one number is swap; version 1 has it in memory.stat.
+    swap: Option<ProcFile>,
+    stat: ProcFile,
+    swap_max: Vec<ProcFile>,
     max: Vec<ProcFile>,
     high: Vec<ProcFile>,
     events: ProcFile,
@@ -107,7 +127,13 @@ impl MemoryFiles {
         Some(MemoryFiles {
             version: place.version,
             current: file(own, pick("memory.usage_in_bytes", "memory.current")),
-            swap: file(own, pick("memory.stat", "memory.swap.current")),
+            swap: (!v1).then(|| file(own, "memory.swap.current")),
+            stat: file(own, "memory.stat"),
+            swap_max: if v1 {
+                Vec::new()
+            } else {
+                each("memory.swap.max")
+            },
             max: each(pick("memory.limit_in_bytes", "memory.max")),
             high: if v1 { Vec::new() } else { each("memory.high") },
             events: file(own, pick("memory.failcnt", "memory.events")),
@@ -122,11 +148,18 @@ impl MemoryFiles {
         let version = if current.is_some() { self.version } else { 0 };
         block.memory_version.set(version);
         let v1 = self.version == 1;
-        let swap = self.swap.text(buffer).and_then(|text| match v1 {
-            true => lookup(&text, ["total_swap"])[0],
-            false => number(&text),
-        });
-        block.memory_swap.set(swap.unwrap_or(0));
+        let stat = self.stat.text(buffer);
+        let stat = stat.map_or([None; 5], |text| lookup(&text, STATISTICS));
+        let [own_inactive, own_active, inactive, active, in_stat] = stat;
+        // Version 1 has those below the cgroup in numbers of their own.
+        let (inactive, active) = (inactive.or(own_inactive), active.or(own_active));
+        let files = inactive.unwrap_or(0).saturating_add(active.unwrap_or(0));
+        block.memory_reclaimable.set(files);
+        let swap = self.swap.as_mut();
+        let swap = swap.and_then(|swap| swap.text(buffer).and_then(|text| number(&text)));
+        block.memory_swap.set(swap.or(in_stat).unwrap_or(0));
+        let swap_max = tightest(&mut self.swap_max, buffer);
+        write_limit(swap_max, &block.memory_swap_max, &block.memory_swap_limited);
         let max = tightest(&mut self.max, buffer);
         write_limit(max, &block.memory_max, &block.memory_limited);
         let high = tightest(&mut self.high, buffer);

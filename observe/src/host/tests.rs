@@ -187,6 +187,11 @@ fn a_cgroup_of_version_2_is_read_with_those_above_it() {
     };
     a("memory.current", "1048576\n");
     a("memory.swap.current", "4096\n");
+    a("memory.swap.max", "16384\n");
+    a(
+        "memory.stat",
+        "anon 5\ninactive_anon 9\ninactive_file 300\nactive_file 21\nunevictable 4\n",
+    );
     a("memory.max", "max\n");
     a("memory.high", "max\n");
     a("memory.events", "low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\n");
@@ -209,6 +214,9 @@ fn a_cgroup_of_version_2_is_read_with_those_above_it() {
         ("cpu_version", 2),
         ("memory_current", 1 << 20),
         ("memory_swap", 4096),
+        ("memory_swap_max", 16384),
+        ("memory_swap_limited", 1),
+        ("memory_reclaimable", 321),
         ("memory_max", 8 << 20),
         ("memory_limited", 1),
         ("memory_high", 0),
@@ -264,7 +272,7 @@ fn a_cgroup_of_version_1_is_read_too() {
     host.write("proc/self/mountinfo", &mounts.concat());
     host.write("memory/m/memory.usage_in_bytes", "12288\n");
     host.write("memory/m/memory.limit_in_bytes", "9223372036854771712\n");
-    host.write("memory/m/memory.stat", "swap 1\ntotal_swap 8192\n");
+    host.write("memory/m/memory.stat", "swap 1\ninactive_file 1\nactive_file 2\ntotal_swap 8192\ntotal_inactive_file 40\ntotal_active_file 2\n");
     host.write("memory/m/memory.failcnt", "5\n");
     let oom = |kills: u64| format!("oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n");
     host.write("memory/m/memory.oom_control", &oom(0));
@@ -293,6 +301,8 @@ fn a_cgroup_of_version_1_is_read_too() {
         ("cpu_version", 1),
         ("memory_current", 12288),
         ("memory_swap", 8192),
+        ("memory_swap_limited", 0),
+        ("memory_reclaimable", 42),
         ("memory_max", 0),
         ("memory_limited", 0),
         ("cpu_usage", 1000),

@@ -98,8 +98,9 @@ fn limits(cgroup: &SectionView) -> Vec<String> {
             false => events.join(", "),
         };
         lines.push(format!(
-            "Cgroup memory: {} used, {} in swap, {limit}{high}; events: {events}.",
+            "Cgroup memory: {} used, {} of it page cache, {} in swap, {limit}{high}; events: {events}.",
             bytes(of("memory_current")),
+            bytes(of("memory_reclaimable")),
             bytes(of("memory_swap"))
         ));
     }

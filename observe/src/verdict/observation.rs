@@ -1,5 +1,6 @@
 //! What the rules look at: a snapshot of a black box, read once and by name.
 
+use super::memory_seen::MemorySeen;
 use crate::heartbeat::Activity;
 use crate::ledger::Moment;
 use crate::reader::{Ended, HeartbeatView, SectionView, Snapshot, Value};
@@ -31,6 +32,8 @@ pub struct Observation {
     pub swapped_bytes: Option<Sampled<u64>>,
     /// CPU time of the VMM's threads that are no vCPUs, and when that was read.
     pub own_cpu_ns: Option<Sampled<u64>>,
+    /// How memory was used in the last minutes.
+    pub memory: MemorySeen,
     /// Devices, and the errors that the host gave them.
     pub host_errors: Vec<HostErrors>,
 }
@@ -165,12 +168,16 @@ pub struct CgroupSeen {
     pub at_ns: u64,
     /// Memory used.
     pub current_bytes: u64,
+    /// What of it is page cache, which the kernel takes back when it has to.
+    pub reclaimable_bytes: u64,
     /// The tightest limit, if there is one.
     pub max_bytes: Option<u64>,
     /// Times that the limit was met.
     pub max_events: u64,
     /// Times that the mark `high` was met.
     pub high_events: u64,
+    /// Times that the kernel found nothing to take back.
+    pub oom_events: u64,
     /// Processes killed in it for want of memory.
     pub oom_kills: u64,
 }
@@ -234,6 +241,7 @@ impl Observation {
                 let times = rows.filter_map(|row| section.table("cpu", row)?.as_u64());
                 source.sampled(section, times.fold(0, u64::saturating_add))
             }),
+            memory: MemorySeen::of(snapshot),
             host_errors: of_kind("device")
                 .map(|section| source.errors(section))
                 .collect(),
@@ -341,9 +349,11 @@ impl Source<'_> {
         Some(CgroupSeen {
             at_ns: self.moment(section, "sampled_at")?,
             current_bytes: section.gauge("memory_current")?,
+            reclaimable_bytes: section.gauge("memory_reclaimable").unwrap_or(0),
             max_bytes: section.gauge("memory_max").filter(|_| limited),
             max_events: event("max").unwrap_or(0),
             high_events: event("high").unwrap_or(0),
+            oom_events: event("oom").unwrap_or(0),
             oom_kills: event("oom_kill").unwrap_or(0),
         })
     }

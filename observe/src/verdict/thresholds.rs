@@ -41,6 +41,8 @@ pub struct Thresholds {
     pub swapped_bytes: u64,
     /// Share of the cgroup's memory limit from which on a kill is near.
     pub oom_share: f64,
+    /// A trend that reaches the limit within this time is told.
+    pub oom_soon_ns: u64,
     /// How far the host's clocks may move against each other between two looks.
     pub clock_jump_ns: u64,
     /// How long what a verdict says must hold before it is raised.
@@ -73,6 +75,7 @@ impl Default for Thresholds {
             memory_pressure_share: 0.1,
             swapped_bytes: 16 << 20,
             oom_share: 0.97,
+            oom_soon_ns: 120 * S,
             clock_jump_ns: S,
             raise_ns: S,
             clear_ns: 3 * S,

@@ -1,7 +1,9 @@
 //! Memory of the host and of the VMM's cgroup.
 
 use super::{Look, percent};
-use crate::verdict::{Code, Subject, Verdict};
+use crate::verdict::forecast::exhaustion;
+use crate::verdict::observation::CgroupSeen;
+use crate::verdict::{Code, Severity, Subject, Verdict};
 
 pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     pressure(look, verdicts);
@@ -54,7 +56,7 @@ fn swapping(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     );
 }
 
-/// At the limit, and pushed against it.
+/// At the limit with what cannot be taken back, and pushed against it; or on the way there.
 fn oom_risk(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     let earlier = look.earlier.and_then(|earlier| earlier.cgroup);
     let (Some(earlier), Some(now)) = (earlier, look.now.cgroup) else {
@@ -63,22 +65,80 @@ fn oom_risk(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     let Some(max) = now.max_bytes.filter(|max| *max > 0) else {
         return;
     };
-    let share = now.current_bytes as f64 / max as f64;
+    let found = at_the_limit(look, &earlier, &now, max).or_else(|| on_the_way(look, &now, max));
+    verdicts.extend(found.map(|verdict| {
+        verdict
+            .number("current_bytes", now.current_bytes)
+            .number("max_bytes", max)
+            .number("page_cache_bytes", now.reclaimable_bytes)
+            .number("swap_left_bytes", look.now.memory.swap_left_bytes)
+    }));
+}
+
+/// A cgroup full of page cache is at its limit too, and healthy, and so is one that can swap.
+fn at_the_limit(
+    look: &Look<'_>,
+    earlier: &CgroupSeen,
+    now: &CgroupSeen,
+    max: u64,
+) -> Option<Verdict> {
     let met = now.max_events.saturating_sub(earlier.max_events);
-    // A cgroup full of page cache is at its limit too, and healthy: it must push.
-    if share < look.limits.oom_share || met == 0 {
-        return;
+    let without = now.oom_events.saturating_sub(earlier.oom_events);
+    let room = look.now.memory.swap_left_bytes.saturating_add(max);
+    let needed = now.current_bytes.saturating_sub(now.reclaimable_bytes);
+    let share = needed as f64 / room as f64;
+    if without == 0 && (share < look.limits.oom_share || met == 0) {
+        return None;
     }
     let summary = format!(
-        "the VMM's cgroup uses {} of its {} MiB and met the limit {met} times since the last look",
+        "the VMM's cgroup needs {} of its {} MiB and met the limit {met} times since the last look",
         percent(share),
         max >> 20
     );
     let vmm = Subject::whole("vmm");
-    verdicts.push(
-        Verdict::new(Code::VmmOomRisk, vmm, earlier.at_ns, summary)
-            .number("current_bytes", now.current_bytes)
-            .number("max_bytes", max)
-            .number("limit_met", met),
-    );
+    let verdict = Verdict::new(Code::VmmOomRisk, vmm, earlier.at_ns, summary);
+    Some(
+        verdict
+            .number("limit_met", met)
+            .number("oom_events", without),
+    )
 }
+
+/// The last minutes' trend, if it ends at the limit and the guest can take that much.
+fn on_the_way(look: &Look<'_>, now: &CgroupSeen, max: u64) -> Option<Verdict> {
+    let memory = &look.now.memory;
+    let (_, needed) = memory.needed.last()?;
+    let room = max.saturating_add(memory.swap_left_bytes);
+    // A guest that fills its own memory for the first time stops there.
+    let at_most = needed.saturating_add(memory.untouched_bytes?);
+    if at_most < room {
+        return None;
+    }
+    let recent = memory.needed.len().saturating_sub(TREND_SAMPLES);
+    let forecast = exhaustion(memory.needed.get(recent..)?, room)?;
+    if forecast.seconds * 1e9 > look.limits.oom_soon_ns as f64 {
+        return None;
+    }
+    let summary = format!(
+        "the VMM's cgroup needs {:.1} MiB more each second: at this trend its {} MiB end in {:.0} s \
+         ({:.0} to {:.0} s), and the host kills",
+        forecast.per_second / f64::from(1 << 20),
+        max >> 20,
+        forecast.seconds,
+        forecast.soonest,
+        forecast.latest
+    );
+    let vmm = Subject::whole("vmm");
+    Some(
+        Verdict::new(Code::VmmOomRisk, vmm, now.at_ns, summary)
+            .at(Severity::Warning)
+            .real("seconds_left", forecast.seconds)
+            .real("seconds_left_soonest", forecast.soonest)
+            .real("seconds_left_latest", forecast.latest)
+            .real("bytes_per_second", forecast.per_second)
+            .number("samples", forecast.samples as u64),
+    )
+}
+
+/// Samples that a trend is looked for in: a minute of them.
+const TREND_SAMPLES: usize = 60;

@@ -95,7 +95,10 @@ fn died(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     if let Some(cgroup) = &look.now.cgroup
         && let Some(max) = cgroup.max_bytes.filter(|max| *max > 0)
     {
-        let share = cgroup.current_bytes as f64 / max as f64;
+        let needed = cgroup
+            .current_bytes
+            .saturating_sub(cgroup.reclaimable_bytes);
+        let share = needed as f64 / max as f64;
         if share >= look.limits.oom_share && cgroup.max_events > 0 {
             let summary = format!(
                 "when the VMM died its cgroup was at its memory limit of {} MiB",
