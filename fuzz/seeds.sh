@@ -2,7 +2,7 @@
 # Writes the seeds of the corpus, fuzz/corpus/TARGET/*: what a well-behaved guest or client says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/corpus"
-mkdir -p api_bodies blackbox_reader blk_request http_request legacy_ports mmio_registers trace_format trace_records virtqueue walk stack
+mkdir -p api_bodies blackbox_reader blk_request console_watch http_request legacy_ports mmio_registers trace_format trace_records virtqueue walk stack
 
 # Words, little-endian: le BYTES NUMBER...
 le() {
@@ -30,6 +30,15 @@ body more 'PATCH /machine-config x' '{"mem_size_mib":18446744073709551615,"huge_
 body network 'PUT /network-interfaces/eth0 06:00:AC:10:00:02' '{"iface_id":"eth0","host_dev_name":"tap0","guest_mac":"06:00:ac:10:00:02","mtu":1500}'
 body serial 'PUT /serial x' '{"serial_out_path":"/s","rate_limiter":{"size":0,"refill_time":0}}'
 body state 'PATCH /vm?x=1#y x' '{"state":"Paused"}'
+
+# console_watch: what a guest says.
+printf '%s\r\n' '[    1.234567] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:2:77]' \
+  '[    2.345678][    T1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000009' \
+  '<3>INFO: task sh:12 blocked for more than 120 seconds.' >console_watch/lockups
+printf '%s\n' '[   61.000001] I/O error, dev vda, sector 2048 op 0x1:(WRITE) flags 0x800 phys_seg 1' \
+  'login: [   61.000002] oom-kill:constraint=CONSTRAINT_NONE,task_memcg=/,task=a)b,pid=9,uid=0' \
+  $'\e[1;31mOut of memory: Killed process 9 (a)b) total-vm:1kB\e[0m' $'\e]0;title' \
+  'EXT4-fs (vda): Remounting filesystem read-only' >console_watch/mixed
 
 # blackbox_reader: a directory, NUL, sections from byte 4096 on. Or a black box as it is.
 {

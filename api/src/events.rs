@@ -52,6 +52,18 @@ pub enum Event {
         /// As in GET /observe/health.
         verdict: serde_json::Value,
     },
+    /// The guest's kernel said on its console that something is wrong. The words are the guest's:
+    /// none can be relied on.
+    GuestMessage {
+        /// What it is about: `panic`, `oops`, `soft_lockup` ...
+        kind: &'static str,
+        /// The message, without its time stamp.
+        line: String,
+        /// What was read of it.
+        facts: FactsWire,
+        /// The lines before it, oldest first.
+        before: Vec<String>,
+    },
     /// The VM is gone: the last event.
     Ended {
         /// Not as guest or operator wanted.
@@ -59,6 +71,56 @@ pub enum Event {
         /// How.
         detail: String,
     },
+}
+
+/// What a message of the guest's kernel says; what it does not is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FactsWire {
+    /// The CPU's number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
+    /// The task's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comm: Option<String>,
+    /// The task's number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// For how long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+    /// The block device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Where on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sector: Option<u64>,
+    /// What was asked of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+}
+
+impl FactsWire {
+    /// As the API tells them.
+    pub fn of(facts: &vmm::Facts) -> FactsWire {
+        let vmm::Facts {
+            cpu,
+            comm,
+            pid,
+            seconds,
+            device,
+            sector,
+            operation,
+        } = facts.clone();
+        FactsWire {
+            cpu,
+            comm,
+            pid,
+            seconds,
+            device,
+            sector,
+            operation,
+        }
+    }
 }
 
 impl Event {
@@ -76,6 +138,17 @@ impl Event {
             Event::Device { device, detail } => Event::Device {
                 device: short(device),
                 detail: short(detail),
+            },
+            Event::GuestMessage {
+                kind,
+                line,
+                facts,
+                before,
+            } => Event::GuestMessage {
+                kind,
+                line: short(line),
+                facts,
+                before: before.into_iter().map(short).collect(),
             },
             Event::Ended { failed, detail } => Event::Ended {
                 failed,

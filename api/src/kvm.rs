@@ -9,7 +9,7 @@ use vmm::observe::reader::Snapshot;
 use vmm::observe::verdict::Change;
 use vmm::{Outcome, Standing, Vm, VmCommand, VmEvent, VmSpec, VmState};
 
-use crate::events::{Event, EventLog};
+use crate::events::{Event, EventLog, FactsWire};
 use crate::health;
 use crate::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState, Reply};
 use crate::record::Place;
@@ -115,6 +115,12 @@ fn event_of(event: &VmEvent) -> Option<Event> {
             let verdict = health::one(verdict, health::dates());
             Event::Verdict { change, verdict }
         }
+        VmEvent::Guest(message) => Event::GuestMessage {
+            kind: message.kind.name(),
+            line: message.line.clone(),
+            facts: FactsWire::of(&message.facts),
+            before: message.before.clone(),
+        },
         // Told by [`Life::tell_end`].
         VmEvent::Ended(_) => return None,
     })
@@ -135,6 +141,10 @@ impl Listener {
             VmEvent::Device { device, detail } => tracing::warn!("{device}: {detail}"),
             // The watcher has logged it.
             VmEvent::Verdict(..) => {}
+            VmEvent::Guest(message) => {
+                let (kind, line) = (message.kind.name(), message.line);
+                tracing::warn!("the guest's kernel says ({kind}): {line:?}");
+            }
             VmEvent::Ended(outcome) => {
                 self.0.mark(TOLD);
                 let text = outcome.to_string();

@@ -10,6 +10,7 @@
 //! * a column of a table is an object by row: `"exits": {"io_in": 5}`; a row that is absent is 0;
 //! * a heartbeat says what the thread does, where, and since when;
 //! * a flight ring is `{written}`, with its `events`, oldest first, when they are asked for;
+//! * a text ring is `{written}`, with its `text` when events are asked for;
 //! * a series is `{written}`, with its `columns` and `rows`, oldest first, when they are asked for.
 
 use serde_json::{Map, Value as Json, json};
@@ -166,6 +167,11 @@ impl Page<'_> {
             Value::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
             Value::Flight(flight) => self.flight(flight),
             Value::Series(series) => self.series(series),
+            Value::Text(text) if self.details.events => json!({
+                "written": text.written,
+                "text": String::from_utf8_lossy(&text.bytes),
+            }),
+            Value::Text(text) => json!({"written": text.written}),
         }
     }
 
@@ -267,7 +273,10 @@ impl Page<'_> {
 
 /// A field's key: its name and its unit.
 fn key(field: &FieldView) -> String {
-    let is_number = !matches!(field.kind, FieldKind::Heartbeat | FieldKind::FlightRing);
+    let is_number = !matches!(
+        field.kind,
+        FieldKind::Heartbeat | FieldKind::FlightRing | FieldKind::TextRing
+    );
     let unit = if is_number { field.unit } else { Unit::None };
     keyed(&field.name, unit, field.kind == FieldKind::Gauge)
 }

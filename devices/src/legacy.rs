@@ -16,7 +16,10 @@ mod stream;
 pub mod terminal;
 
 pub use cmos::{CMOS_BYTES, CMOS_PORT, Cmos};
-pub use console::{Console, ConsoleBlock, ConsoleError, ConsoleKey, OnKey};
+pub use console::{
+    Console, ConsoleBlock, ConsoleError, ConsoleKey, ConsoleWatch, Facts, GuestMessage,
+    MessageKind, OnKey, OnMessage, WatchBlock,
+};
 pub use debug_port::{DEBUG_EXIT_BYTES, DEBUG_EXIT_PORT, DebugExit, POST_PORT, PostCodes};
 pub use i8042::{I8042, I8042_BYTES, I8042_PORT, KEYBOARD_GSI, KeyboardError};
 pub use power::{

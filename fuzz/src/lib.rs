@@ -6,6 +6,7 @@
 pub mod api_bodies;
 pub mod blackbox_reader;
 pub mod blk_request;
+pub mod console_watch;
 pub mod http_request;
 mod input;
 pub mod legacy_ports;
@@ -20,10 +21,11 @@ pub mod walk;
 pub type Body = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Body); 11] = [
+pub const TARGETS: [(&str, Body); 12] = [
     ("api_bodies", api_bodies::run),
     ("blackbox_reader", blackbox_reader::run),
     ("blk_request", blk_request::run),
+    ("console_watch", console_watch::run),
     ("http_request", http_request::run),
     ("legacy_ports", legacy_ports::run),
     ("mmio_registers", mmio_registers::run),

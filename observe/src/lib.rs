@@ -8,6 +8,7 @@
 //! * [`Heartbeat`]: one word that says what a thread does now, and since when;
 //! * [`FlightRing`]: the last events of a thread;
 //! * [`Series`]: the last samples of a few numbers;
+//! * [`TextRing`]: the last bytes of what somebody says;
 //! * [`BlackBox`]: the memory-mapped file in which all of these live, so that any other process
 //!   can read them while the VMM runs, when it is stuck, and after it was killed;
 //! * [`reader`]: opens such a file, live or dead, and trusts nothing in it;
@@ -32,6 +33,7 @@ pub mod reader;
 pub mod report;
 pub mod schema;
 pub mod series;
+pub mod text;
 pub mod trace;
 pub mod verdict;
 
@@ -43,3 +45,4 @@ pub use heartbeat::{Activity, Heartbeat};
 pub use place::PlaceWord;
 pub use schema::{Field, FieldKind, Section, SectionKind, Unit};
 pub use series::{Column, Series};
+pub use text::TextRing;

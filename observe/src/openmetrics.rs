@@ -4,7 +4,7 @@
 //! and, for counters, `_total`. Labels are `vm`, those of the section's instance and, for a column
 //! of a table, the table's. An absent row means 0: rows of a table whose counter or histogram was
 //! never touched are left out, as are rows without a name. A moment that never was is 0. Flight rings
-//! show only how much was written.
+//! and text rings show only how much was written.
 //!
 //! Histogram bounds are powers of four. Times have `le` at bucket boundaries, so a value that is a
 //! bound to the nanosecond counts in the next bucket; for the other units `le` is the largest
@@ -18,7 +18,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt::Write;
 
-use crate::reader::{Ended, FieldView, HistogramView, SectionView, Snapshot, Value};
+use crate::reader::{
+    Ended, FieldView, FlightView, HistogramView, SectionView, Snapshot, TextView, Value,
+};
 use crate::schema::{FieldKind, Section, Unit};
 pub use family::{Family, MetricType, families};
 use family::{metric_name, of_field};
@@ -205,8 +207,7 @@ impl Page<'_> {
                 }
             }
             Value::Series(_) => {}
-            Value::Flight(flight) => {
-                let written = flight.written;
+            Value::Flight(FlightView { written, .. }) | Value::Text(TextView { written, .. }) => {
                 self.add(family, labels, |name, labels| {
                     format!("{name}_total{{{labels}}} {written}\n")
                 });

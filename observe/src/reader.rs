@@ -31,7 +31,7 @@ pub use directory::{ColumnView, FieldView};
 pub use header::{ClockView, Ended, HeaderView};
 pub use section::SectionView;
 use source::{Source, read};
-pub use value::{FlightView, HeartbeatView, HistogramView, SeriesView, Value};
+pub use value::{FlightView, HeartbeatView, HistogramView, SeriesView, TextView, Value};
 
 /// Bytes of all sections together that a snapshot takes in; what lies beyond is left out.
 pub const MAX_SECTION_BYTES: usize = 64 << 20;

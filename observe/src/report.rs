@@ -13,6 +13,7 @@
     clippy::arithmetic_side_effects
 )]
 
+mod console;
 mod devices;
 mod events;
 pub mod format;
@@ -156,6 +157,7 @@ fn page(snapshot: &Snapshot, options: Options) -> Page {
     vcpus::show(&scene, &mut page);
     devices::show(&scene, &mut page);
     threads::show(&scene, &mut page);
+    console::show(&scene, &mut page);
     host::show(&scene, &mut page);
     samples::show(&scene, &mut page);
     statistics::show(&scene, options.all, &mut page);

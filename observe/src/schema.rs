@@ -46,17 +46,20 @@ pub enum FieldKind {
     FlightRing = 5,
     /// A [`crate::Series`].
     Series = 6,
+    /// A [`crate::TextRing`]: `written`, then bytes up to the stride.
+    TextRing = 7,
 }
 
 impl FieldKind {
     /// All kinds.
-    pub const ALL: [FieldKind; 6] = [
+    pub const ALL: [FieldKind; 7] = [
         FieldKind::Counter,
         FieldKind::Gauge,
         FieldKind::Histogram,
         FieldKind::Heartbeat,
         FieldKind::FlightRing,
         FieldKind::Series,
+        FieldKind::TextRing,
     ];
 }
 
@@ -75,7 +78,8 @@ pub struct Field {
     pub offset: usize,
     /// Elements: 1, or the rows of the table that this is a column of; of a series, its rows.
     pub count: usize,
-    /// Bytes from one element to the next (0 when `count` is 1); of a series, those of a row.
+    /// Bytes from one element to the next, 0 when `count` is 1; of a series, those of a row; of a text
+    /// ring, its size.
     pub stride: usize,
     /// For tables: the label that tells rows apart (`reason`, `device`), whose values the section
     /// was given when it was made. Empty otherwise. Rows without a value are not shown.
@@ -108,6 +112,18 @@ impl Field {
         help: &'static str,
     ) -> Self {
         Field::lone(name, FieldKind::Histogram, unit, offset, help)
+    }
+
+    /// A lone [`crate::TextRing`] of `N` bytes.
+    pub const fn text<const N: usize>(
+        name: &'static str,
+        offset: usize,
+        help: &'static str,
+    ) -> Self {
+        Field {
+            stride: size_of::<crate::TextRing<N>>(),
+            ..Field::lone(name, FieldKind::TextRing, Unit::Bytes, offset, help)
+        }
     }
 
     /// Any lone field.
@@ -169,6 +185,7 @@ impl Field {
             FieldKind::Histogram => size_of::<Histogram>(),
             FieldKind::Heartbeat => size_of::<crate::Heartbeat>(),
             FieldKind::FlightRing => size_of::<crate::FlightRing>(),
+            FieldKind::TextRing => self.stride,
         }
     }
 }

@@ -258,8 +258,11 @@ impl Seen {
                         }
                         counts.insert(format!("{name} sum"), histogram.sum);
                     }
-                    Value::Gauge(_) | Value::Heartbeat(_) | Value::Flight(_) | Value::Series(_) => {
-                    }
+                    Value::Gauge(_)
+                    | Value::Heartbeat(_)
+                    | Value::Flight(_)
+                    | Value::Series(_)
+                    | Value::Text(_) => {}
                 }
             }
         }

@@ -4,6 +4,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod console;
 mod daemon;
 mod health;
 mod kills;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use devices::legacy::ConsoleBlock;
+use devices::legacy::{ConsoleBlock, WatchBlock};
 use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::Section;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
@@ -64,6 +64,7 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<TransportBlock>();
     check::<ThreadBlock>();
     check::<ConsoleBlock>();
+    check::<WatchBlock>();
     check::<KvmVmBlock>();
     check::<KvmVcpuBlock>();
     check::<TaskBlock>();
@@ -72,5 +73,5 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<HostBlock>();
     check::<MemoryBlock>();
     check::<LedgerBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 15, "a table for no block");
+    assert_eq!(PAGE.matches("_...` |").count(), 16, "a table for no block");
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use devices::legacy::GuestMessage;
 use devices::virtio::DeviceEvent;
 use observe::blackbox::End;
 use observe::verdict::Change;
@@ -32,6 +33,8 @@ pub enum Message {
     },
     /// From the watcher: what it judges has changed, at that `CLOCK_MONOTONIC` time.
     Verdict(Change, u64),
+    /// The guest's kernel said that something is wrong.
+    Guest(GuestMessage),
     /// The operator pressed the console's stop key.
     StopKey,
     /// From a handle.
@@ -161,6 +164,10 @@ impl Driver {
                 (self.events)(VmEvent::Verdict(change, at_ns));
                 Ok(())
             }
+            Message::Guest(message) => {
+                (self.events)(VmEvent::Guest(message));
+                Ok(())
+            }
             Message::ThreadFailed { thread, detail } => Err(Outcome::Failed(format!(
                 "thread {thread} panicked: {detail}"
             ))),
@@ -283,13 +290,17 @@ impl Driver {
             events,
             inbox,
             mut waiting_commands,
+            waiting_events,
             ..
         } = self;
         drop(machine);
         // Commands that came too late are answered, not lost.
-        while let Ok(message) = inbox.try_recv() {
-            if let Message::Command(command, reply) = message {
-                waiting_commands.push_back((command, reply));
+        for message in waiting_events.into_iter().chain(inbox.try_iter()) {
+            match message {
+                Message::Command(command, reply) => waiting_commands.push_back((command, reply)),
+                // The guest's last words come when the console is emptied.
+                Message::Guest(message) => events(VmEvent::Guest(message)),
+                _ => {}
             }
         }
         for (_, reply) in waiting_commands {

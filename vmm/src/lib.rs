@@ -41,6 +41,8 @@ pub use boot::BootError;
 /// Undoes the raw mode that a console put its terminal into; async-signal-safe. For handlers of
 /// signals that kill the process: all other ways out undo it by themselves.
 pub use devices::legacy::restore_from_signal as restore_terminal;
+/// What the guest's kernel said on its console.
+pub use devices::legacy::{Facts, GuestMessage, MessageKind};
 /// What a thread keeps in the black box, for [`Vm::launch_with`].
 pub use devices::virtio::ThreadBlock;
 pub use hypervisor::HostError;

@@ -1,6 +1,6 @@
 //! All kinds of section that a VM has in its black box.
 
-use devices::legacy::ConsoleBlock;
+use devices::legacy::{ConsoleBlock, WatchBlock};
 use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::SectionKind;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
@@ -20,6 +20,7 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<TransportBlock>(),
     SectionKind::of::<ThreadBlock>(),
     SectionKind::of::<ConsoleBlock>(),
+    SectionKind::of::<WatchBlock>(),
     SectionKind::of::<KvmVmBlock>(),
     SectionKind::of::<KvmVcpuBlock>(),
     SectionKind::of::<TaskBlock>(),

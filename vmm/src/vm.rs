@@ -6,6 +6,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use devices::legacy::{GuestMessage, WatchBlock};
 use devices::virtio::ThreadBlock;
 use memory::GuestRam;
 use observe::reader::{ReadError, Reader, Snapshot};
@@ -138,6 +139,8 @@ pub enum VmEvent {
     },
     /// What is wrong with the VM has changed; judged at that `CLOCK_MONOTONIC` time.
     Verdict(Change, u64),
+    /// The guest's kernel said on its console that something is wrong; the VM goes on.
+    Guest(GuestMessage),
     /// The VM is gone; all its threads have ended but `vm`, which says so and then ends.
     Ended(Outcome),
 }
@@ -334,7 +337,8 @@ fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
     // All of it counts as the VMM's memory from the start (`Mapping::new`).
     const FIXED: usize = (128 << 10)
         + observe::host::section_bytes()
-        + room(BlackBox::section_bytes::<ThreadBlock>());
+        + room(BlackBox::section_bytes::<ThreadBlock>())
+        + room(BlackBox::section_bytes::<WatchBlock>());
     const EACH_VCPU: usize = 68 << 10;
     const EACH_QUEUE: usize = 48 << 10;
     let queues = spec.drives.len() + 2 * spec.networks.len();

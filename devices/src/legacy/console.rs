@@ -7,6 +7,7 @@
 //! counted). When the output fails, it is discarded and counted, and the guest goes on.
 
 mod block;
+pub mod watch;
 mod worker;
 
 use std::io;
@@ -23,6 +24,7 @@ use observe::clock::monotonic_ns;
 
 use super::keys::Keys;
 pub use block::{BLOCKED_ON_OUTPUT, ConsoleBlock};
+pub use watch::{ConsoleWatch, Facts, GuestMessage, MessageKind, OnMessage, WatchBlock};
 use worker::{ConsoleWorker, Input};
 
 use super::serial::Serial;
@@ -77,7 +79,7 @@ pub struct Console {
 
 impl Console {
     /// Starts the thread. A terminal as input is put into raw mode until the console ends; in a
-    /// background process group it is left alone and gives no input.
+    /// background process group it is left alone and gives no input. `watch` sees all output.
     ///
     /// # Errors
     /// [`ConsoleError`]; nothing is left running then.
@@ -87,6 +89,7 @@ impl Console {
         output: ConsoleOutput,
         block: Block<ConsoleBlock>,
         on_key: Option<OnKey>,
+        watch: Option<ConsoleWatch>,
     ) -> Result<Self, ConsoleError> {
         let sink = match output {
             ConsoleOutput::Nothing => None,
@@ -102,6 +105,7 @@ impl Console {
         let (done, ended) = mpsc::channel();
         let (shared, stop) = (Arc::clone(&serial), Arc::clone(&stop_at_ns));
         let mut worker = ConsoleWorker::new(shared, stop, block, input, sink, on_key);
+        worker.watch = watch;
         let thread = std::thread::Builder::new()
             .name("console".to_owned())
             .spawn(move || {

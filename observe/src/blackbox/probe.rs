@@ -77,7 +77,10 @@ impl BlackBox {
         let field = placed.fields.iter().find(|known| known.name == field)?;
         match field.kind {
             FieldKind::Counter | FieldKind::Gauge | FieldKind::Histogram => {}
-            FieldKind::Heartbeat | FieldKind::FlightRing | FieldKind::Series => return None,
+            FieldKind::Heartbeat
+            | FieldKind::FlightRing
+            | FieldKind::Series
+            | FieldKind::TextRing => return None,
         }
         // A histogram begins with its sum.
         const { assert!(crate::Histogram::SUM_OFFSET == 0) };

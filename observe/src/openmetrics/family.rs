@@ -112,6 +112,12 @@ pub(super) fn of_field(
         ],
         // A reader that asks again and again makes its own.
         FieldKind::Series => Vec::new(),
+        FieldKind::TextRing => vec![family(
+            format!("{stem}_written{suffix}"),
+            MetricType::Counter,
+            unit,
+            help,
+        )],
         FieldKind::FlightRing => {
             vec![family(
                 format!("{stem}_written"),

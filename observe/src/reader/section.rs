@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::directory::{Entry, FieldView, Kind};
 use super::source::{Source, read, word};
-use super::value::{FlightView, HeartbeatView, HistogramView, SeriesView, Value};
+use super::value::{FlightView, HeartbeatView, HistogramView, SeriesView, TextView, Value};
 use super::{MAX_ROWS, MAX_SECTION_BYTES};
 use crate::place::PlaceWord;
 use crate::schema::FieldKind;
@@ -130,6 +130,14 @@ impl SectionView {
         }
     }
 
+    /// A text ring.
+    pub fn text(&self, field: &str) -> Option<TextView> {
+        match self.value(field)? {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The value in the row of that name of a table's column: `table("exits", "io")`.
     pub fn table(&self, field: &str, row: &str) -> Option<Value> {
         let field = self.field(field)?;
@@ -207,6 +215,12 @@ impl SectionView {
                 field,
                 *self.rings.get(&offset)?,
             )?),
+            FieldKind::TextRing => Value::Text(TextView::parse(
+                &self.bytes,
+                offset,
+                field.stride,
+                *self.rings.get(&offset)?,
+            )?),
         })
     }
 
@@ -225,6 +239,7 @@ impl SectionView {
                 FieldKind::Histogram | FieldKind::Heartbeat => 16,
                 FieldKind::FlightRing => 64,
                 FieldKind::Series => field.count.max(1),
+                FieldKind::TextRing => 1024,
             };
             let rows = match self.kind.names_rows_of(&field.label) {
                 true => field.count,
@@ -272,12 +287,10 @@ pub(super) fn load<S: Source>(
         (end <= entry.bytes).then_some(at)
     };
     let mut before = Vec::new();
-    let series = section.offsets(FieldKind::Series);
-    for offset in section
-        .offsets(FieldKind::FlightRing)
-        .into_iter()
-        .chain(series)
-    {
+    let mut rings = section.offsets(FieldKind::FlightRing);
+    rings.extend(section.offsets(FieldKind::Series));
+    rings.extend(section.offsets(FieldKind::TextRing));
+    for offset in rings {
         if let Some(at) = inside(offset, 8) {
             before.push((offset, at, word(&read(source, at, 8)?, 0)));
         }

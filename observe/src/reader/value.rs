@@ -10,6 +10,7 @@ use crate::flight::{FLIGHT_EVENTS, FlightEvent, SLOT_BYTES, SLOTS_OFFSET};
 use crate::heartbeat::Activity;
 use crate::schema::Unit;
 use crate::series::ROWS_OFFSET;
+use crate::text::{MAX_TEXT_BYTES, TEXT_STEP};
 
 /// How often a heartbeat that changes while it is read is read again.
 const HEARTBEAT_TRIES: u32 = 8;
@@ -29,6 +30,8 @@ pub enum Value {
     Flight(FlightView),
     /// The last samples of a few numbers.
     Series(SeriesView),
+    /// The last bytes of what somebody said.
+    Text(TextView),
 }
 
 impl Value {
@@ -207,6 +210,43 @@ impl FlightView {
             written: after,
             events: events.collect(),
         }
+    }
+}
+
+/// The last bytes of a text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TextView {
+    /// Bytes written ever.
+    pub written: u64,
+    /// The last of them that are whole. They come from somewhere else and may be anything.
+    pub bytes: Vec<u8>,
+}
+
+impl TextView {
+    /// The whole bytes of the ring of `stride` bytes at `offset` of a copy that was made between
+    /// two readings of `written`; `None` if it is cut off, or larger than any that is written.
+    pub(super) fn parse(
+        bytes: &[u8],
+        offset: usize,
+        stride: usize,
+        written: (u64, u64),
+    ) -> Option<Self> {
+        let (before, after) = written;
+        let size = stride.checked_sub(8).filter(|n| *n <= MAX_TEXT_BYTES)?;
+        let start = offset.checked_add(8)?;
+        let ring = bytes.get(start..start.checked_add(size)?)?;
+        // The writer may be at work on the bytes that follow `after`.
+        let first = after
+            .saturating_add(TEXT_STEP as u64)
+            .saturating_sub(size as u64);
+        let whole = (first..before.max(first)).take(size).filter_map(|index| {
+            let at = index.checked_rem(size as u64)?;
+            ring.get(usize::try_from(at).ok()?).copied()
+        });
+        Some(TextView {
+            written: after,
+            bytes: whole.collect(),
+        })
     }
 }
 

@@ -21,6 +21,7 @@ enum Item {
     Heading(String),
     Line(String),
     Table(Table),
+    Text(Vec<String>),
 }
 
 /// Rows under a head. A column whose cells are all numbers is set to the right.
@@ -141,6 +142,13 @@ impl Page {
         self.push(text.len(), Item::Line(parts.join(" ")));
     }
 
+    /// Lines of a foreign text, with their spaces.
+    pub fn text_lines(&mut self, lines: &[String]) {
+        let lines: Vec<String> = lines.iter().map(|line| clean(line)).collect();
+        let bytes = lines.iter().map(|line| line.len().max(LEAST_CELL));
+        self.push(bytes.fold(0, usize::saturating_add), Item::Text(lines));
+    }
+
     /// Adds a table, unless it is empty; of one that does not fit, the first rows.
     pub fn table(&mut self, mut table: Table) {
         let mut bytes = self.bytes;
@@ -183,6 +191,9 @@ impl Page {
                 Item::Heading(text) => out.extend(["\n", text, "\n"]),
                 Item::Line(text) => out.extend(["  ", text, "\n"]),
                 Item::Table(table) => table.text(&mut out),
+                Item::Text(lines) => lines.iter().for_each(|line| {
+                    out.extend(["  | ", line, "\n"]);
+                }),
             }
         }
         if self.is_full {
@@ -210,6 +221,7 @@ impl Page {
                     table.html(&mut out);
                     Ok(())
                 }
+                Item::Text(lines) => writeln!(out, "<pre>{}</pre>", escape(&lines.join("\n"))),
             };
         }
         if self.is_full {

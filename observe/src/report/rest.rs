@@ -9,7 +9,7 @@ use crate::schema::{FieldKind, Unit};
 
 /// By kind of section, the fields that have a place in the report; all others are shown by name in a
 /// table at its end. For the test that they are those that are written.
-pub const SHOWN: [(&str, &[&str]); 16] = [
+pub const SHOWN: [(&str, &[&str]); 17] = [
     (
         "vcpu",
         &[
@@ -90,6 +90,10 @@ pub const SHOWN: [(&str, &[&str]); 16] = [
             "input_dropped",
             "overrun",
         ],
+    ),
+    (
+        "console_watch",
+        &["messages", "last_at", "untold", "output", "excerpts"],
     ),
     (
         "task",
@@ -228,6 +232,7 @@ fn is_zero(value: &Value) -> bool {
         Value::Heartbeat(beat) => beat.since_ticks == 0,
         Value::Flight(flight) => flight.written == 0,
         Value::Series(series) => series.written == 0,
+        Value::Text(text) => text.written == 0,
     }
 }
 
@@ -259,5 +264,6 @@ fn words(scene: &Scene<'_>, section: &SectionView, field: &FieldView, value: &Va
             series.written,
             series.columns.len()
         ),
+        Value::Text(text) => format!("{} bytes of text", text.written),
     }
 }

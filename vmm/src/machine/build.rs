@@ -5,9 +5,9 @@ use std::sync::mpsc::Sender;
 
 use devices::bus::{Bus, BusDevice, BusKind};
 use devices::legacy::{
-    CMOS_BYTES, Cmos, Console, ConsoleBlock, ConsoleInput, ConsoleKey, ConsoleOutput,
+    CMOS_BYTES, Cmos, Console, ConsoleBlock, ConsoleInput, ConsoleKey, ConsoleOutput, ConsoleWatch,
     DEBUG_EXIT_BYTES, DEBUG_EXIT_PORT, DebugExit, I8042, I8042_BYTES, POST_PORT, POWER_BYTES,
-    PostCodes, Power, SERIAL_BYTES, Serial,
+    PostCodes, Power, SERIAL_BYTES, Serial, WatchBlock,
 };
 use kvm_bindings::kvm_pit_config;
 use kvm_ioctls::VmFd;
@@ -286,10 +286,14 @@ fn make_console(
         _ => failed(format!("standard output cannot be used: {e}")),
     })?;
     let block = ConsoleBlock::place(black_box)?;
+    let messages = inbox.clone();
+    let on_message = move |message| drop(messages.send(Message::Guest(message)));
+    let watch = ConsoleWatch::new(WatchBlock::place(black_box)?, Box::new(on_message));
     let keys = inbox.clone();
     let on_key = Box::new(move |key: ConsoleKey| match key {
         // The vm thread is gone only when the VM is.
         ConsoleKey::Stop => drop(keys.send(Message::StopKey)),
     });
-    Console::spawn(serial, input, output, block, Some(on_key)).map_err(|e| failed(e.to_string()))
+    Console::spawn(serial, input, output, block, Some(on_key), Some(watch))
+        .map_err(|e| failed(e.to_string()))
 }

@@ -72,7 +72,7 @@ fn bench(input: ConsoleInput, output: ConsoleOutput, on_key: Option<OnKey>) -> B
     let mut black_box = BlackBox::anonymous(0, &meta).unwrap();
     let block = black_box.section("console/0", &[]).unwrap();
     let view = View::of(&black_box);
-    let console = Console::spawn(Arc::clone(&serial), input, output, block, on_key).unwrap();
+    let console = Console::spawn(Arc::clone(&serial), input, output, block, on_key, None).unwrap();
     Bench {
         serial,
         console,

@@ -9,7 +9,7 @@ use observe::clock::monotonic_ns;
 use observe::{Activity, Block, Clock};
 
 use super::block::{BLOCKED_ON_OUTPUT, ConsoleBlock};
-use super::{ConsoleKey, OnKey};
+use super::{ConsoleKey, ConsoleWatch, OnKey};
 use crate::legacy::keys::{Keys, Typed};
 use crate::legacy::serial::Serial;
 use crate::legacy::stream::{self, Sink};
@@ -47,6 +47,8 @@ pub(super) struct ConsoleWorker {
     input: Option<Input>,
     sink: Option<Sink>,
     on_key: Option<OnKey>,
+    /// Sees all that is taken from the ring.
+    pub(super) watch: Option<ConsoleWatch>,
     clock: Clock,
     /// Input that the receive FIFO had no room for, at most [`INPUT_BYTES`].
     waiting: VecDeque<u8>,
@@ -76,6 +78,7 @@ impl ConsoleWorker {
             input,
             sink,
             on_key,
+            watch: None,
             clock: Clock::process(),
             waiting: VecDeque::with_capacity(INPUT_BYTES),
             chunk: Vec::with_capacity(CHUNK_BYTES),
@@ -112,6 +115,9 @@ impl ConsoleWorker {
 
     /// Accounts for what is left.
     pub(super) fn end(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.end();
+        }
         let lost = self.serial.abandon_output() + (self.chunk.len() - self.written);
         self.block.discarded.add(lost as u64);
         self.block.input_dropped.add(self.waiting.len() as u64);
@@ -135,6 +141,9 @@ impl ConsoleWorker {
             let taken = self.serial.take_output(&mut self.chunk);
             self.chunk.truncate(taken);
             self.written = 0;
+            if let Some(watch) = &mut self.watch {
+                watch.feed(&self.chunk);
+            }
             if taken == 0 || (self.sink.is_some() && !self.given_up) {
                 return;
             }

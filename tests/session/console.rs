@@ -1,0 +1,55 @@
+//! What a guest's kernel says on its console becomes an event, a count, and a part of the report.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::daemon::{Daemon, program};
+
+#[test]
+fn a_kernel_message_is_told_counted_and_reported_also_when_nobody_reads_the_console() {
+    for serial in ["out", "/dev/full"] {
+        let daemon = Daemon::new();
+        let path = match serial {
+            "out" => daemon.scratch.path("out"),
+            other => other.into(),
+        };
+        daemon.put("/serial", &serde_json::json!({"serial_out_path": path}));
+        daemon.boot("quiet print=first print=Oops:_a_toy print=last pio_write=0x80:9 cli_hlt");
+        let count = r#"vitrine_console_watch_messages_total{vm="anonymous-instance",console="serial",message="oops"}"#;
+        daemon.until(serial, || {
+            let (_, metrics) = daemon.ask("GET", "/metrics", &Value::Null);
+            metrics.contains(&format!("{count} 1\n"))
+        });
+        let events = daemon.ask("GET", "/observe/events", &Value::Null).1;
+        let events = events
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let told: Vec<Value> = events
+            .filter(|event| event["event"] == "guest_message")
+            .collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(
+            (&told[0]["kind"], &told[0]["line"]),
+            (&"oops".into(), &"Oops:_a_toy".into())
+        );
+        assert_eq!(told[0]["facts"], serde_json::json!({}));
+        let before = told[0]["before"].as_array().unwrap();
+        assert_eq!(before.last().unwrap(), "first");
+        let black_box = std::fs::read_dir(daemon.scratch.path("vitrine")).unwrap();
+        let black_box = black_box.map(|entry| entry.unwrap().path()).next().unwrap();
+        let report = Command::new(program())
+            .arg("report")
+            .arg(black_box)
+            .output()
+            .unwrap();
+        let report = String::from_utf8(report.stdout).unwrap();
+        assert!(
+            report.contains("The end of the guest's console"),
+            "{report}"
+        );
+        let line = |words: &str| report.lines().any(|line| line == format!("  | {words}"));
+        assert!(line("first") && line("Oops:_a_toy"), "{report}");
+        assert_eq!(daemon.state(), "Running");
+    }
+}
