@@ -38,6 +38,8 @@ pub enum Event {
     Paused,
     /// The guest goes on.
     Resumed,
+    /// Every vCPU was sent an NMI.
+    NmiSent,
     /// A device or a host resource behind it has trouble; the VM goes on.
     Device {
         /// Which.
@@ -155,7 +157,11 @@ impl Event {
                 detail: short(detail),
             },
             // Their texts are ours, and bounded.
-            Event::Started | Event::Paused | Event::Resumed | Event::Verdict { .. } => self,
+            Event::Started
+            | Event::Paused
+            | Event::Resumed
+            | Event::NmiSent
+            | Event::Verdict { .. } => self,
         }
     }
 }

@@ -102,6 +102,7 @@ fn event_of(event: &VmEvent) -> Option<Event> {
         VmEvent::Started => Event::Started,
         VmEvent::Paused => Event::Paused,
         VmEvent::Resumed => Event::Resumed,
+        VmEvent::NmiSent => Event::NmiSent,
         VmEvent::Device { device, detail } => Event::Device {
             device: device.clone(),
             detail: detail.clone(),
@@ -138,6 +139,7 @@ impl Listener {
             VmEvent::Started => tracing::info!("the guest runs"),
             VmEvent::Paused => tracing::info!("the guest is paused"),
             VmEvent::Resumed => tracing::info!("the guest goes on"),
+            VmEvent::NmiSent => tracing::info!("every vCPU was sent an NMI"),
             VmEvent::Device { device, detail } => tracing::warn!("{device}: {detail}"),
             // The watcher has logged it.
             VmEvent::Verdict(..) => {}
@@ -171,6 +173,7 @@ impl Machine for KvmMachine {
             Command::Pause => VmCommand::Pause,
             Command::Resume => VmCommand::Resume,
             Command::CtrlAltDel => VmCommand::CtrlAltDel,
+            Command::Nmi => VmCommand::Nmi,
             Command::Stop => VmCommand::Stop,
         };
         let reply = |done: Result<(), _>| reply(done.map_err(|error| MachineError::new(&error)));

@@ -17,6 +17,8 @@ pub enum Command {
     Resume,
     /// Press Ctrl-Alt-Del on the guest's keyboard.
     CtrlAltDel,
+    /// Send an NMI to every vCPU.
+    Nmi,
     /// End the VM in order.
     Stop,
 }

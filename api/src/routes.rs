@@ -44,6 +44,8 @@ pub enum Endpoint {
     Events,
     /// GET /observe/trace
     Trace,
+    /// POST /observe/nmi
+    Nmi,
     /// What this build refuses, and its name for people.
     NotSupported(&'static str),
 }
@@ -144,7 +146,7 @@ pub const ROUTES: &[Route] = &[
     row("GET", "/observe/events", Endpoint::Events),
     row("GET", "/observe/trace", Endpoint::Trace),
     row("POST", "/observe/dump", Later("a dump of the VM")),
-    row("POST", "/observe/nmi", Later("an NMI to the guest")),
+    row("POST", "/observe/nmi", Endpoint::Nmi),
     row("GET", "/policy", Later("the policy")),
     row("PUT", "/policy", Later("the policy")),
 ];

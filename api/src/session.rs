@@ -234,6 +234,10 @@ impl Session {
                 VmStateWire::Paused => self.command(Command::Pause, "pausing the microVM").await,
                 VmStateWire::Resumed => self.command(Command::Resume, "resuming the microVM").await,
             },
+            Endpoint::Nmi => {
+                wire::parse_empty(body)?;
+                self.command(Command::Nmi, "sending an NMI").await
+            }
             Endpoint::PutMachineConfig => {
                 self.configure(body, |c, wire| c.put_machine(&wire)).await
             }
@@ -359,7 +363,7 @@ impl Session {
                 match command {
                     Command::Pause => self.metrics_file.requests.paused(begin.elapsed()),
                     Command::Resume => self.metrics_file.requests.resumed(begin.elapsed()),
-                    Command::CtrlAltDel | Command::Stop => {}
+                    Command::CtrlAltDel | Command::Nmi | Command::Stop => {}
                 }
                 Ok(())
             }

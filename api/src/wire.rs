@@ -36,5 +36,19 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, WireError> {
     serde_json::from_slice(body).map_err(WireError::Json)
 }
 
+/// Judges the body of a request that needs none: nothing, or an object without fields.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_empty(body: &[u8]) -> Result<(), WireError> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct EmptyWire {}
+    match body {
+        [] => Ok(()),
+        _ => parse::<EmptyWire>(body).map(|EmptyWire {}| ()),
+    }
+}
+
 #[cfg(test)]
 mod tests;

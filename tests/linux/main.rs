@@ -19,6 +19,7 @@ mod ends;
 mod inspect;
 mod ledger;
 mod net;
+mod nmi;
 mod pause;
 mod trace;
 

@@ -53,3 +53,31 @@ fn a_kernel_message_is_told_counted_and_reported_also_when_nobody_reads_the_cons
         assert_eq!(daemon.state(), "Running");
     }
 }
+
+#[test]
+fn an_nmi_reaches_a_guest_that_takes_no_interrupts_and_is_counted_for_each_vcpu() {
+    let daemon = Daemon::new();
+    let nmi = || daemon.ask("POST", "/observe/nmi", &Value::Null);
+    let (status, refused) = nmi();
+    assert_eq!(status, 400);
+    assert!(refused.contains("before starting"), "{refused}");
+    let machine = serde_json::json!({"vcpu_count": 2, "mem_size_mib": 64});
+    daemon.put("/machine-config", &machine);
+    daemon.boot("quiet print=ready cli_hlt");
+    daemon.await_output("ready");
+    for number in 1..4 {
+        assert_eq!(nmi(), (204, String::new()), "{}", daemon.text("stderr"));
+        let heard = || daemon.text("stdout").matches("zoo: nmi").count();
+        daemon.until("an NMI", || heard() == number);
+    }
+    daemon.put("/vm", &serde_json::json!({"state": "Paused"}));
+    let (status, refused) = nmi();
+    assert_eq!(status, 400);
+    assert!(refused.contains("paused; resume it"), "{refused}");
+    for vcpu in 0..2 {
+        let count = format!(r#"vitrine_vcpu_nmis_total{{vm="anonymous-instance",vcpu="{vcpu}"}}"#);
+        assert_eq!(daemon.metric(&count), 3);
+    }
+    let (_, events) = daemon.ask("GET", "/observe/events", &Value::Null);
+    assert_eq!(events.matches(r#""event":"nmi_sent""#).count(), 3);
+}

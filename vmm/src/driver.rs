@@ -51,8 +51,8 @@ pub struct Driver {
     events: Box<dyn Fn(VmEvent) + Send>,
     waiting_events: VecDeque<Message>,
     waiting_commands: VecDeque<(VmCommand, Reply)>,
-    /// Pauses so far: the number of the newest.
-    pauses: u64,
+    /// Pauses and NMIs so far: the number of the newest.
+    asked: u64,
 }
 
 /// Whether the VM goes on.
@@ -74,7 +74,7 @@ impl Driver {
             events,
             waiting_events,
             waiting_commands,
-            pauses: 0,
+            asked: 0,
         }
     }
 
@@ -142,9 +142,9 @@ impl Driver {
     fn event(&mut self, message: Message) -> Flow {
         match message {
             Message::Vcpu(Report { vcpu, kind }) => match kind {
-                // Late answer to a pause that was given up.
-                ReportKind::Paused(_) => {
-                    tracing::debug!("vcpu {vcpu} paused late");
+                // Late answer to a command that was given up.
+                ReportKind::Paused(_) | ReportKind::Nmi(_) => {
+                    tracing::debug!("vcpu {vcpu} answered late");
                     Ok(())
                 }
                 ReportKind::Reset(cause) => Err(Outcome::Reset(cause)),
@@ -192,6 +192,7 @@ impl Driver {
                 VmCommand::Pause => self.pause(),
                 VmCommand::Resume => self.resume(),
                 VmCommand::CtrlAltDel => self.machine.ctrl_alt_del(),
+                VmCommand::Nmi => self.nmi(),
                 VmCommand::Stop => {
                     reply(Ok(()));
                     return Err(Outcome::Stopped);
@@ -204,10 +205,10 @@ impl Driver {
 
     /// vCPUs first, so that the guest makes no new work, then devices.
     fn pause(&mut self) -> Result<(), CommandError> {
-        self.pauses += 1;
+        self.asked += 1;
         let end = Instant::now() + self.machine.deadline();
-        self.machine.pause_vcpus(self.pauses);
-        if let Err(late) = self.await_paused(end) {
+        self.machine.pause_vcpus(self.asked);
+        if let Err(late) = self.await_answers(end) {
             self.machine.resume_vcpus();
             return Err(self.too_late(VmCommand::Pause, late));
         }
@@ -220,6 +221,18 @@ impl Driver {
         }
         self.enter(VmState::Paused);
         (self.events)(VmEvent::Paused);
+        Ok(())
+    }
+
+    /// Done when every vCPU has the NMI waiting for it: the guest takes it when it runs next.
+    fn nmi(&mut self) -> Result<(), CommandError> {
+        self.asked += 1;
+        let end = Instant::now() + self.machine.deadline();
+        self.machine.nmi(self.asked);
+        if let Err(late) = self.await_answers(end) {
+            return Err(self.too_late(VmCommand::Nmi, late));
+        }
+        (self.events)(VmEvent::NmiSent);
         Ok(())
     }
 
@@ -242,17 +255,20 @@ impl Driver {
         }
     }
 
-    /// Waits until every vCPU has left the guest, within the deadline. Whatever else comes
-    /// meanwhile is kept; a guest that ends meanwhile counts as out of the guest.
-    fn await_paused(&mut self, end: Instant) -> Result<(), String> {
+    /// Waits until every vCPU has done what was asked last, within the deadline. Whatever else comes
+    /// meanwhile is kept; a vCPU whose guest ends meanwhile counts as done.
+    fn await_answers(&mut self, end: Instant) -> Result<(), String> {
         let mut missing = self.machine.vcpu_mask();
         while missing != 0 {
             let left = end.saturating_duration_since(Instant::now());
             match self.inbox.recv_timeout(left) {
                 Ok(Message::Vcpu(report)) => match report.kind {
-                    // The late answer to a pause that was given up says nothing of this one.
-                    ReportKind::Paused(number) if number != self.pauses => {}
-                    ReportKind::Paused(_) => missing &= !(1u64 << (report.vcpu & 63)),
+                    // The late answer to what was given up says nothing of this one.
+                    ReportKind::Paused(number) | ReportKind::Nmi(number)
+                        if number != self.asked => {}
+                    ReportKind::Paused(_) | ReportKind::Nmi(_) => {
+                        missing &= !(1u64 << (report.vcpu & 63));
+                    }
                     _ => {
                         missing &= !(1u64 << (report.vcpu & 63));
                         self.waiting_events.push_back(Message::Vcpu(report));

@@ -53,6 +53,8 @@ pub enum VmCommand {
     CtrlAltDel = 3,
     /// End the VM in order.
     Stop = 4,
+    /// Send an NMI to every vCPU.
+    Nmi = 5,
 }
 
 impl VmCommand {
@@ -63,6 +65,7 @@ impl VmCommand {
             VmCommand::Resume => "resume",
             VmCommand::CtrlAltDel => "Ctrl-Alt-Del",
             VmCommand::Stop => "stop",
+            VmCommand::Nmi => "NMI",
         }
     }
 
@@ -73,6 +76,7 @@ impl VmCommand {
             VmCommand::Resume,
             VmCommand::CtrlAltDel,
             VmCommand::Stop,
+            VmCommand::Nmi,
         ];
         let mut names = vec![String::new(); all.len() + 1];
         for command in all {
@@ -101,10 +105,13 @@ pub fn admit(state: VmState, command: VmCommand) -> Admission {
     match (state, command) {
         (VmState::Running, VmCommand::Resume) | (VmState::Paused, VmCommand::Pause) => Already,
         (VmState::Running | VmState::Paused, VmCommand::Stop)
-        | (VmState::Running, VmCommand::Pause | VmCommand::CtrlAltDel)
+        | (VmState::Running, VmCommand::Pause | VmCommand::CtrlAltDel | VmCommand::Nmi)
         | (VmState::Paused, VmCommand::Resume) => Accept,
         (VmState::Paused, VmCommand::CtrlAltDel) => {
             Deny("the microVM is paused; resume it before a key can reach it")
+        }
+        (VmState::Paused, VmCommand::Nmi) => {
+            Deny("the microVM is paused; resume it before an NMI can reach it")
         }
         (VmState::Starting, _) => Deny("the microVM is still starting"),
         (VmState::Stopping, _) => Deny("the microVM is being stopped"),
@@ -138,9 +145,22 @@ mod tests {
                 VmCommand::Resume,
                 VmCommand::CtrlAltDel,
                 VmCommand::Stop,
+                VmCommand::Nmi,
             ] {
                 assert!(matches!(admit(state, command), Admission::Deny(_)));
             }
+        }
+    }
+
+    #[test]
+    fn only_a_guest_that_runs_can_be_reached() {
+        for command in [VmCommand::CtrlAltDel, VmCommand::Nmi] {
+            assert_eq!(admit(VmState::Running, command), Admission::Accept);
+            let Admission::Deny(reason) = admit(VmState::Paused, command) else {
+                panic!("{command:?} is taken");
+            };
+            assert!(reason.contains("resume it"), "{reason}");
+            assert_eq!(VmCommand::names()[command as usize], command.word());
         }
     }
 

@@ -130,6 +130,8 @@ pub enum VmEvent {
     Paused,
     /// The guest goes on.
     Resumed,
+    /// Every vCPU was sent an NMI.
+    NmiSent,
     /// A device or a host resource behind it has trouble; the VM goes on.
     Device {
         /// Which.

@@ -48,7 +48,7 @@ impl Machine for FakeMachine {
             Command::Pause => self.set(MachineState::Paused),
             Command::Resume => self.set(MachineState::Running),
             Command::Stop => self.set(MachineState::Stopped),
-            Command::CtrlAltDel => {}
+            Command::CtrlAltDel | Command::Nmi => {}
         }
         std::thread::spawn(move || reply(Ok(())));
     }

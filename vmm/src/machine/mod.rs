@@ -107,6 +107,11 @@ impl Machine {
         self.tell(&Command::Resume);
     }
 
+    /// Has every vCPU take an NMI; they report when they have, with `number`.
+    pub fn nmi(&mut self, number: u64) {
+        self.tell(&Command::Nmi(number));
+    }
+
     fn tell(&mut self, command: &Command) {
         for vcpu in &mut self.vcpus {
             vcpu.send(command.clone());

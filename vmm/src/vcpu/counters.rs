@@ -94,7 +94,9 @@ pub struct VcpuBlock {
     pub paused_ns: Counter,
     /// Times that the vCPU was looked into.
     pub inspections: Counter,
-    _pad: [u64; 11],
+    /// NMIs that were sent by command.
+    pub nmis: Counter,
+    _pad: [u64; 10],
     /// What the thread does now.
     pub heartbeat: Heartbeat,
     _pad2: [u64; 4],
@@ -181,6 +183,12 @@ unsafe impl Section for VcpuBlock {
             Unit::None,
             offset_of!(VcpuBlock, inspections),
             "Times that the vCPU was looked into.",
+        ),
+        Field::counter(
+            "nmis",
+            Unit::None,
+            offset_of!(VcpuBlock, nmis),
+            "NMIs that were sent to the vCPU by command.",
         ),
         Field::histogram(
             "stay",

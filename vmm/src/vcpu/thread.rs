@@ -27,6 +27,8 @@ pub enum Command {
     Resume,
     /// Read the vCPU, and go on as before.
     Inspect(Request),
+    /// Take an NMI; the report of it carries this number.
+    Nmi(u64),
     /// End the thread.
     Stop,
 }
@@ -45,6 +47,8 @@ pub struct Report {
 pub enum ReportKind {
     /// The pause with this number is complete.
     Paused(u64),
+    /// The NMI with this number waits for the guest.
+    Nmi(u64),
     /// The guest reset the machine; the vCPU waits to be stopped.
     Reset(ResetCause),
     /// The guest powered the machine off; the vCPU waits to be stopped.
@@ -217,6 +221,10 @@ impl Vcpu<'_> {
             }
             // The loop above takes inspections.
             Ok(Command::Inspect(_)) => State::Paused,
+            Ok(Command::Nmi(number)) => {
+                self.nmi(number);
+                State::Paused
+            }
             Ok(Command::Stop) | Err(_) => State::Stopped,
         }
     }
@@ -281,10 +289,20 @@ impl Vcpu<'_> {
                 Ok(Command::Resume) => {}
                 Ok(Command::Inspect(request)) => self.inspect(&request),
                 Err(TryRecvError::Empty) => return State::Running,
+                Ok(Command::Nmi(number)) => self.nmi(number),
                 Ok(Command::Pause(number)) => return self.pause(number),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return State::Stopped,
             }
         }
+    }
+
+    /// KVM delivers it at the next entry. On this thread, for KVM_NMI waits while the vCPU runs.
+    fn nmi(&mut self, number: u64) {
+        match self.parts.fd.nmi() {
+            Ok(()) => self.parts.block.nmis.inc(),
+            Err(error) => tracing::error!("vcpu {}: KVM_NMI failed: {error}", self.index()),
+        }
+        self.report(ReportKind::Nmi(number));
     }
 
     fn pause(&mut self, number: u64) -> State {
