@@ -54,6 +54,16 @@ pub enum Event {
         /// As in GET /observe/health.
         verdict: serde_json::Value,
     },
+    /// A dump that a client asked for.
+    Dump {
+        /// `blackbox`, `core` or `registers`.
+        kind: &'static str,
+        /// Where to.
+        path: String,
+        /// How far it is.
+        #[serde(flatten)]
+        stage: DumpStage,
+    },
     /// The guest's kernel said on its console that something is wrong. The words are the guest's:
     /// none can be relied on.
     GuestMessage {
@@ -71,6 +81,28 @@ pub enum Event {
         /// Not as guest or operator wanted.
         failed: bool,
         /// How.
+        detail: String,
+    },
+}
+
+/// How far a dump is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+pub enum DumpStage {
+    /// It begins; the VM is paused if need be.
+    Begun,
+    /// Of guest memory.
+    Progress {
+        /// Bytes that were looked at.
+        done_bytes: u64,
+        /// All of them.
+        total_bytes: u64,
+    },
+    /// The file is there.
+    Done,
+    /// There is no file.
+    Failed {
+        /// Why.
         detail: String,
     },
 }
@@ -151,6 +183,16 @@ impl Event {
                 line: short(line),
                 facts,
                 before: before.into_iter().map(short).collect(),
+            },
+            Event::Dump { kind, path, stage } => Event::Dump {
+                kind,
+                path: short(path),
+                stage: match stage {
+                    DumpStage::Failed { detail } => DumpStage::Failed {
+                        detail: short(detail),
+                    },
+                    stage => stage,
+                },
             },
             Event::Ended { failed, detail } => Event::Ended {
                 failed,

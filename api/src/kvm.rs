@@ -1,8 +1,11 @@
 //! VMs of the `vmm` crate, behind the traits of [`crate::machine`].
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
+use vmm::dump::{self, DumpKind, Progress};
 use vmm::observe::BlackBox;
 use vmm::observe::openmetrics;
 use vmm::observe::reader::Snapshot;
@@ -56,10 +59,11 @@ impl Launcher for KvmLauncher {
             Some(record) => record.place(black_box),
             None => Ok(()),
         };
+        let memory_bytes = spec.memory.size_mib << 20;
         let launched = Vm::launch_with(spec, place, move |event| listener.hear(event));
         let vm = launched.map_err(|error| MachineError::new(&error))?;
         life.mark(LAUNCHED);
-        Ok(Arc::new(KvmMachine(vm)))
+        Ok(Arc::new(KvmMachine { vm, memory_bytes }))
     }
 }
 
@@ -165,7 +169,10 @@ impl Drop for Listener {
     }
 }
 
-struct KvmMachine(Vm);
+struct KvmMachine {
+    vm: Vm,
+    memory_bytes: u64,
+}
 
 impl Machine for KvmMachine {
     fn command(&self, command: Command, reply: Reply) {
@@ -177,11 +184,11 @@ impl Machine for KvmMachine {
             Command::Stop => VmCommand::Stop,
         };
         let reply = |done: Result<(), _>| reply(done.map_err(|error| MachineError::new(&error)));
-        self.0.command(command, Box::new(reply));
+        self.vm.command(command, Box::new(reply));
     }
 
     fn state(&self) -> MachineState {
-        match self.0.state() {
+        match self.vm.state() {
             VmState::Starting | VmState::Running => MachineState::Running,
             VmState::Paused => MachineState::Paused,
             VmState::Stopping | VmState::Ended => MachineState::Stopped,
@@ -195,15 +202,32 @@ impl Machine for KvmMachine {
     }
 
     fn snapshot(&self) -> Result<Snapshot, MachineError> {
-        self.0.snapshot().map_err(|error| MachineError::new(&error))
+        self.vm
+            .snapshot()
+            .map_err(|error| MachineError::new(&error))
+    }
+
+    fn dump(
+        &self,
+        kind: DumpKind,
+        path: &Path,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), MachineError> {
+        let mut told = |Progress { done, total }| progress(done, total);
+        let done = self.vm.dump(kind, path, &mut told);
+        done.map_err(|error| MachineError::new(&error))
+    }
+
+    fn dump_deadline(&self) -> Duration {
+        dump::deadline(self.memory_bytes)
     }
 
     fn standing(&self) -> Arc<Standing> {
-        self.0.standing()
+        self.vm.standing()
     }
 
     fn black_box(&self) -> String {
-        self.0.black_box_path().display().to_string()
+        self.vm.black_box_path().display().to_string()
     }
 }
 

@@ -5,13 +5,14 @@
 //!
 //! Owner threads: `api` runs all of it on one tokio current-thread runtime; `launch` builds a VM
 //! and ends; `metrics` writes Firecracker's metrics file when one is asked for; `trace` writes a
-//! trace for a client and ends. Nothing waits on a thread of the VM without a deadline, and reads
+//! trace for a client and ends; `dump` a dump. Nothing waits on a thread of the VM without a deadline, and reads
 //! never do. May depend on `vmm` and, for its black
 //! box, on what `vmm` hands through.
 
 pub mod admission;
 pub mod config;
 pub mod config_file;
+pub mod dump;
 pub mod events;
 pub mod health;
 pub mod http;

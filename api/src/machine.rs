@@ -3,10 +3,12 @@
 //! The binary implements these traits over `vmm::Vm`; tests implement them with a fake.
 
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm::observe::reader::Snapshot;
-use vmm::{Standing, VmSpec};
+use vmm::{DumpKind, Standing, VmSpec};
 
 /// What a VM can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +91,21 @@ pub trait Machine: Send + Sync {
 
     /// What is wrong with the VM, as it was last judged; never waits.
     fn standing(&self) -> Arc<Standing>;
+
+    /// Writes a dump to `path`; `progress` is told bytes that are done and all bytes. Takes
+    /// [`Machine::dump_deadline`] at most, and waits on the VM's threads and the disk.
+    ///
+    /// # Errors
+    /// Why there is none; nothing is left of it.
+    fn dump(
+        &self,
+        kind: DumpKind,
+        path: &Path,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), MachineError>;
+
+    /// How long a dump of a VM of this size may take.
+    fn dump_deadline(&self) -> Duration;
 
     /// Where the black box lies, for people.
     fn black_box(&self) -> String;

@@ -44,6 +44,8 @@ pub enum Endpoint {
     Events,
     /// GET /observe/trace
     Trace,
+    /// POST /observe/dump
+    Dump,
     /// POST /observe/nmi
     Nmi,
     /// What this build refuses, and its name for people.
@@ -145,7 +147,7 @@ pub const ROUTES: &[Route] = &[
     row("GET", "/observe/health", Endpoint::Health),
     row("GET", "/observe/events", Endpoint::Events),
     row("GET", "/observe/trace", Endpoint::Trace),
-    row("POST", "/observe/dump", Later("a dump of the VM")),
+    row("POST", "/observe/dump", Endpoint::Dump),
     row("POST", "/observe/nmi", Endpoint::Nmi),
     row("GET", "/policy", Later("the policy")),
     row("PUT", "/policy", Later("the policy")),

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use crate::FIRECRACKER_VERSION;
 use crate::admission::{Denial, Operation, Phase, admit};
 use crate::config::{Config, ConfigError};
+use crate::dump::{DumpRefusal, Dumping};
 use crate::events::stream::{Followers, MAX_FOLLOWERS};
 use crate::events::{Event, EventLog};
 use crate::http::{Handler, Request, Response, Status};
@@ -81,6 +82,8 @@ enum SessionError {
     Followers,
     #[error(transparent)]
     Trace(#[from] TraceRefusal),
+    #[error(transparent)]
+    Dump(#[from] DumpRefusal),
     #[error("{what} did not end within {} s; the log and GET /metrics may tell what holds it up", after.as_secs_f32())]
     Deadline { what: &'static str, after: Duration },
     #[error(
@@ -125,6 +128,7 @@ pub struct Session {
     metrics_file: Arc<MetricsFile>,
     followers: Followers,
     tracing: Tracing,
+    dumping: Dumping,
     counts: RequestCounts,
     recorder: Rc<Recorder>,
     /// Held while a request changes something. An async lock on one thread: it orders requests,
@@ -149,6 +153,7 @@ impl Session {
             metrics_file: parts.metrics_file,
             followers: Followers::default(),
             tracing: Tracing::default(),
+            dumping: Dumping::default(),
             counts: RequestCounts::default(),
             recorder,
             turn: Mutex::new(()),
@@ -234,6 +239,7 @@ impl Session {
                 VmStateWire::Paused => self.command(Command::Pause, "pausing the microVM").await,
                 VmStateWire::Resumed => self.command(Command::Resume, "resuming the microVM").await,
             },
+            Endpoint::Dump => self.dump(&wire::parse(body)?).await,
             Endpoint::Nmi => {
                 wire::parse_empty(body)?;
                 self.command(Command::Nmi, "sending an NMI").await

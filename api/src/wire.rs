@@ -5,6 +5,7 @@
 
 pub mod boot_source;
 pub mod drive;
+pub mod dump;
 pub mod error;
 pub mod id;
 pub mod logger;
@@ -16,6 +17,7 @@ pub mod vm;
 
 pub use boot_source::BootSourceWire;
 pub use drive::{CacheTypeWire, DriveWire, IoEngineWire};
+pub use dump::{DumpKindWire, DumpWire};
 pub use error::WireError;
 pub use logger::{LevelWire, LoggerWire};
 pub use machine_config::{HugePagesWire, MachineConfigWire};

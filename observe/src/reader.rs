@@ -22,10 +22,11 @@ mod source;
 mod value;
 
 use std::fs::{File, OpenOptions};
+use std::mem::offset_of;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::blackbox::{HEADER_BYTES, MAGIC, MAJOR, is_held};
+use crate::blackbox::{HEADER_BYTES, Header, MAGIC, MAJOR, is_held};
 use crate::clock::{Ticks, monotonic_ns};
 pub use directory::{ColumnView, FieldView};
 pub use header::{ClockView, Ended, HeaderView};
@@ -132,6 +133,27 @@ impl Reader {
     /// The file, as it was named.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file's bytes now, for a copy of it. Nobody holds a lock on the copy: it says so, lest its
+    /// readers take the writer for dead.
+    ///
+    /// # Errors
+    /// [`ReadError`] when the file can no longer be read.
+    pub fn copy(&self) -> Result<Vec<u8>, ReadError> {
+        let length = MAX_SECTION_BYTES.saturating_add(MAX_DIRECTORY_BYTES);
+        let mut bytes = read(&self.file, 0, length).map_err(|source| ReadError::Read {
+            path: self.path.clone(),
+            source,
+        })?;
+        let locked = bytes.iter_mut().skip(offset_of!(Header, locked));
+        locked.take(8).for_each(|byte| *byte = 0);
+        Ok(bytes)
     }
 
     /// Reads everything that the black box holds now.

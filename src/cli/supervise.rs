@@ -182,7 +182,10 @@ fn judge(ending: Ending) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
     use api::machine::{MachineState, Reply};
+    use api::vmm::DumpKind;
     use api::vmm::observe::reader::Snapshot;
 
     /// A VM that hears nothing.
@@ -202,7 +205,17 @@ mod tests {
         fn standing(&self) -> Arc<api::vmm::Standing> {
             Arc::default()
         }
-
+        fn dump(
+            &self,
+            _: DumpKind,
+            _: &Path,
+            _: &mut dyn FnMut(u64, u64),
+        ) -> Result<(), MachineError> {
+            Err(MachineError::from("deaf"))
+        }
+        fn dump_deadline(&self) -> Duration {
+            Duration::ZERO
+        }
         fn black_box(&self) -> String {
             String::new()
         }

@@ -15,6 +15,7 @@ mod boots;
 mod counters;
 mod deaths;
 mod disk;
+mod dump;
 mod ends;
 mod inspect;
 mod ledger;

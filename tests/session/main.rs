@@ -6,6 +6,7 @@ mod harness;
 
 mod console;
 mod daemon;
+mod dump;
 mod health;
 mod kills;
 mod observation;

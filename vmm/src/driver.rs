@@ -12,6 +12,7 @@ use devices::virtio::DeviceEvent;
 use observe::blackbox::End;
 use observe::verdict::Change;
 
+use crate::dump::{CaptureReply, DumpError, Holding};
 use crate::inspect::Request;
 use crate::lifecycle::{Admission, VmCommand, VmState, admit};
 use crate::machine::Machine;
@@ -35,6 +36,8 @@ pub enum Message {
     Verdict(Change, u64),
     /// The guest's kernel said that something is wrong.
     Guest(GuestMessage),
+    /// A dump asks for what it needs of the paused machine.
+    Capture(CaptureReply),
     /// The operator pressed the console's stop key.
     StopKey,
     /// From a handle.
@@ -53,6 +56,8 @@ pub struct Driver {
     waiting_commands: VecDeque<(VmCommand, Reply)>,
     /// Pauses and NMIs so far: the number of the newest.
     asked: u64,
+    /// A dump that keeps the VM paused.
+    holding: Holding,
 }
 
 /// Whether the VM goes on.
@@ -75,6 +80,7 @@ impl Driver {
             waiting_events,
             waiting_commands,
             asked: 0,
+            holding: Holding::default(),
         }
     }
 
@@ -171,6 +177,13 @@ impl Driver {
             Message::ThreadFailed { thread, detail } => Err(Outcome::Failed(format!(
                 "thread {thread} panicked: {detail}"
             ))),
+            Message::Capture(reply) => {
+                reply(match self.state() {
+                    VmState::Paused => self.machine.capture(&mut self.holding),
+                    _ => Err(DumpError::Resumed),
+                });
+                Ok(())
+            }
             Message::StopKey => Err(Outcome::Stopped),
             Message::Command(command, reply) => self.command(command, reply),
             Message::Inspect(vcpu, request) => {
@@ -182,7 +195,11 @@ impl Driver {
 
     fn command(&mut self, command: VmCommand, reply: Reply) -> Flow {
         self.machine.busy(command);
-        let answer = match admit(self.state(), command) {
+        let admission = match self.holding.refuses(command) {
+            true => Admission::Deny("a dump of the microVM is being written; wait for its end"),
+            false => admit(self.state(), command),
+        };
+        let answer = match admission {
             Admission::Already => Ok(()),
             Admission::Deny(reason) => Err(CommandError::Denied {
                 command: command.word(),

@@ -21,6 +21,7 @@ mod boot;
 #[cfg(test)]
 mod documentation;
 mod driver;
+pub mod dump;
 pub mod host;
 mod hypervisor;
 pub mod inspect;
@@ -45,6 +46,7 @@ pub use devices::legacy::restore_from_signal as restore_terminal;
 pub use devices::legacy::{Facts, GuestMessage, MessageKind};
 /// What a thread keeps in the black box, for [`Vm::launch_with`].
 pub use devices::virtio::ThreadBlock;
+pub use dump::{DumpError, DumpKind};
 pub use hypervisor::HostError;
 pub use inspect::{InspectError, VcpuView};
 pub use lifecycle::{VmCommand, VmState};

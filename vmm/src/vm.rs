@@ -15,6 +15,7 @@ use observe::{BlackBox, BlackBoxError, Meta};
 
 use crate::boot::BootError;
 use crate::driver::{Driver, Message};
+use crate::dump::CaptureReply;
 use crate::hypervisor::HostError;
 use crate::inspect::{self, InspectError, VcpuSight, VcpuView};
 use crate::lifecycle::{VmCommand, VmState};
@@ -293,6 +294,17 @@ impl Vm {
     /// Hands a message to the `vm` thread; false when the VM has ended.
     pub(crate) fn post(&self, message: Message) -> bool {
         self.inbox.send(message).is_ok()
+    }
+
+    /// Asks the `vm` thread for what a dump of the paused machine needs.
+    pub(crate) fn capture(&self, reply: CaptureReply) -> Result<(), CommandError> {
+        let sent = self.inbox.send(Message::Capture(reply));
+        sent.map_err(|_| CommandError::Ended)
+    }
+
+    /// The reader of the black box.
+    pub(crate) fn black_box(&self) -> &Reader {
+        &self.shared.black_box
     }
 
     /// What the VM does now. Never waits.

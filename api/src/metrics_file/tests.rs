@@ -3,8 +3,11 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
+use vmm::DumpKind;
 use vmm::observe::openmetrics;
 use vmm::observe::reader::{Reader, Snapshot};
 use vmm::observe::{BlackBox, Block, Counter, Field, Histogram, Meta, Section, Unit};
@@ -76,6 +79,12 @@ impl Machine for Fake {
     }
     fn standing(&self) -> Arc<vmm::Standing> {
         Arc::default()
+    }
+    fn dump(&self, _: DumpKind, _: &Path, _: &mut dyn FnMut(u64, u64)) -> Result<(), MachineError> {
+        Err(MachineError::from("not dumped"))
+    }
+    fn dump_deadline(&self) -> Duration {
+        Duration::ZERO
     }
     fn black_box(&self) -> String {
         "test".to_owned()

@@ -1,22 +1,26 @@
-//! What only looks: answered at once, whatever the VM does.
+//! What only looks: answered at once, whatever the VM does, but for a dump.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
 use vmm::observe::clock::monotonic_ns;
 use vmm::observe::verdict::{Observation, Thresholds, diagnose};
 use vmm::trace;
 
 use super::{Session, SessionError};
 use crate::VERSION;
-use crate::admission::Denial;
+use crate::admission::{Denial, Operation, admit};
 use crate::events::stream;
 use crate::health;
 use crate::http::Response;
 use crate::metrics;
 use crate::observation::{self, Details, Subject};
 use crate::query::Query;
-use crate::wire::{InstanceInfoWire, WireError};
+use crate::wire::{DumpWire, InstanceInfoWire, WireError};
+
+/// Pausing, resuming and settling a dump, beyond the time for its bytes.
+const DUMP_GRACE: Duration = Duration::from_secs(60);
 
 /// The watcher judges once a second: older than that, and it is late.
 const FRESH_NS: u64 = 3_000_000_000;
@@ -98,6 +102,24 @@ impl Session {
             return Ok(stream::page(&self.events, since));
         }
         stream::follow(&self.events, since, &self.followers).ok_or(SessionError::Followers)
+    }
+
+    /// POST /observe/dump. Takes no turn: it may last, and the VM refuses what does not go with it.
+    pub(super) async fn dump(&self, wire: &DumpWire) -> Result<(), SessionError> {
+        admit(self.phase(), Operation::Control)?;
+        let machine = self.slot.machine.get().ok_or(Denial::BeforeStart)?;
+        let after = machine.dump_deadline().saturating_add(DUMP_GRACE);
+        let (machine, events) = (Arc::clone(machine), Arc::clone(&self.events));
+        let outcome = self.dumping.begin(machine, events, wire)?;
+        let what = "writing the dump";
+        match timeout(after, outcome).await {
+            Err(_) => Err(SessionError::Deadline { what, after }),
+            Ok(Err(_)) => {
+                let error = "the thread that writes it panicked; see the log".into();
+                Err(SessionError::Command { what, error })
+            }
+            Ok(Ok(done)) => done.map_err(|error| SessionError::Command { what, error }),
+        }
     }
 
     /// GET /observe/trace.

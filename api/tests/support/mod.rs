@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use api::session::{Deadlines, SessionParts};
 use serde_json::Value;
 use vmm::observe::reader::{Reader, Snapshot};
 use vmm::observe::{BlackBox, Meta};
-use vmm::{BlackBoxSpec, SerialInput, VmSpec};
+use vmm::{BlackBoxSpec, DumpKind, SerialInput, VmSpec};
 
 /// A VM that does as it is told, or not at all.
 pub struct FakeMachine {
@@ -74,6 +74,24 @@ impl Machine for FakeMachine {
     fn standing(&self) -> Arc<vmm::Standing> {
         Arc::default()
     }
+
+    fn dump(
+        &self,
+        _kind: DumpKind,
+        path: &Path,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), MachineError> {
+        while self.deaf && self.state() == MachineState::Running {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        progress(1, 2);
+        std::fs::write(path, "dump").map_err(|error| MachineError::new(&error))
+    }
+
+    fn dump_deadline(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
     fn black_box(&self) -> String {
         "/run/vitrine/vm1.blackbox".to_owned()
     }

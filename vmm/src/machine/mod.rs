@@ -23,6 +23,7 @@ pub use devices::legacy::{
 };
 
 use crate::driver::JOIN_POLL;
+use crate::dump::{Capture, DumpError, Holding};
 use crate::inspect::{Answer, InspectError, Request};
 use crate::lifecycle::VmCommand;
 use crate::vcpu::exit::Buses;
@@ -110,6 +111,27 @@ impl Machine {
     /// Has every vCPU take an NMI; they report when they have, with `number`.
     pub fn nmi(&mut self, number: u64) {
         self.tell(&Command::Nmi(number));
+    }
+
+    /// What a dump needs, of a machine that is paused; `holding` keeps it so.
+    ///
+    /// # Errors
+    /// KVM does not give the registers.
+    pub fn capture(&self, holding: &mut Holding) -> Result<Capture, DumpError> {
+        let vcpus = self.vcpus.iter().enumerate();
+        let registers = vcpus
+            .map(|(vcpu, handle)| {
+                let registers = handle.registers();
+                registers.map_err(|source| DumpError::Registers { vcpu, source })
+            })
+            .collect::<Result<_, _>>()?;
+        let bytes = memory::backing::host_ranges(&self.ram);
+        let bytes = bytes.iter().map(|(_, bytes, _)| bytes).sum();
+        Ok(Capture {
+            ram: Arc::clone(&self.ram),
+            registers,
+            hold: holding.begin(bytes),
+        })
     }
 
     fn tell(&mut self, command: &Command) {

@@ -70,6 +70,11 @@ impl Kicker {
         Ok(Kicker { fd })
     }
 
+    /// The vCPU. What it is asked waits while it runs.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// Gets the vCPU whose thread is `tid` of this process out of the guest. A thread that has
     /// ended is not kicked.
     #[allow(unsafe_code)]

@@ -15,6 +15,7 @@ use super::counters::{ExitKind, VcpuBlock};
 use super::exit::{Buses, Exit, Failure, Next, ResetCause, Stay, dispatch};
 use super::kick::{self, Kicker};
 use super::kvm_run;
+use crate::dump::Registers;
 use crate::inspect::{Answer, Request, capture};
 
 /// What the `vm` thread tells a vCPU.
@@ -112,6 +113,14 @@ impl VcpuHandle {
             0 => {}
             tid => self.kicker.kick(tid),
         }
+    }
+
+    /// The vCPU's registers; it must be paused, for KVM lets nobody else wait for them.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn registers(&self) -> Result<Registers, kvm_ioctls::Error> {
+        Registers::read(self.kicker.fd())
     }
 
     /// Whether the thread has ended.
