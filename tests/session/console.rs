@@ -36,6 +36,7 @@ fn a_kernel_message_is_told_counted_and_reported_also_when_nobody_reads_the_cons
         assert_eq!(told[0]["facts"], serde_json::json!({}));
         let before = told[0]["before"].as_array().unwrap();
         assert_eq!(before.last().unwrap(), "first");
+        daemon.until("the verdict", || is_judged(&daemon));
         let black_box = std::fs::read_dir(daemon.scratch.path("vitrine")).unwrap();
         let black_box = black_box.map(|entry| entry.unwrap().path()).next().unwrap();
         let report = Command::new(program())
@@ -52,6 +53,18 @@ fn a_kernel_message_is_told_counted_and_reported_also_when_nobody_reads_the_cons
         assert!(line("first") && line("Oops:_a_toy"), "{report}");
         assert_eq!(daemon.state(), "Running");
     }
+}
+
+/// Whether the oops is a verdict, with the guest's own words.
+fn is_judged(daemon: &Daemon) -> bool {
+    let (_, text) = daemon.ask("GET", "/observe/health", &Value::Null);
+    let health: Value = serde_json::from_str(&text).unwrap();
+    let mut verdicts = health["verdicts"].as_array().unwrap().iter();
+    let panic = verdicts.find(|verdict| verdict["code"] == "guest-panic");
+    panic.is_some_and(|panic| {
+        (&panic["severity"], &panic["evidence"]["line"])
+            == (&"warning".into(), &"Oops:_a_toy".into())
+    })
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! What the rules look at: a snapshot of a black box, read once and by name.
 
 use super::memory_seen::MemorySeen;
+mod console;
+
+pub use console::MessageSeen;
+
 use crate::heartbeat::Activity;
 use crate::ledger::Moment;
 use crate::reader::{Ended, HeartbeatView, SectionView, Snapshot, Value};
@@ -36,6 +40,10 @@ pub struct Observation {
     pub memory: MemorySeen,
     /// Devices, and the errors that the host gave them.
     pub host_errors: Vec<HostErrors>,
+    /// The devices that are drives.
+    pub drives: Vec<String>,
+    /// What the guest's kernel complained of on its console, by kind.
+    pub messages: Vec<MessageSeen>,
 }
 
 /// A number that was sampled a while ago.
@@ -244,6 +252,13 @@ impl Observation {
             memory: MemorySeen::of(snapshot),
             host_errors: of_kind("device")
                 .map(|section| source.errors(section))
+                .collect(),
+            drives: of_kind("device")
+                .filter(|section| section.row_names("operations").any(|row| row == "flush"))
+                .map(|section| part(section, 0).to_owned())
+                .collect(),
+            messages: of_kind("console_watch")
+                .flat_map(|section| console::messages(snapshot, section))
                 .collect(),
         }
     }

@@ -1,6 +1,7 @@
 //! The rules, a file for each family. A rule sees two observations and says what is wrong; it is
 //! silent where one of its signals is missing.
 
+mod console;
 mod memory;
 mod process;
 mod queue;
@@ -46,6 +47,7 @@ pub(super) fn all(
         memory::judge(&look, &mut verdicts);
     }
     process::judge(&look, &mut verdicts);
+    console::judge(&look, &mut verdicts);
     verdicts
 }
 

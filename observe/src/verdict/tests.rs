@@ -1,3 +1,5 @@
+mod console;
+
 use std::mem::offset_of;
 
 use super::memory_seen::MemorySeen;

@@ -45,6 +45,8 @@ pub struct Thresholds {
     pub oom_soon_ns: u64,
     /// How far the host's clocks may move against each other between two looks.
     pub clock_jump_ns: u64,
+    /// How long a message of the guest's kernel counts: longer than its watchdogs take to say it again.
+    pub message_ns: u64,
     /// How long what a verdict says must hold before it is raised.
     pub raise_ns: u64,
     /// How long it must be gone before it is cleared.
@@ -77,6 +79,7 @@ impl Default for Thresholds {
             oom_share: 0.97,
             oom_soon_ns: 120 * S,
             clock_jump_ns: S,
+            message_ns: 150 * S,
             raise_ns: S,
             clear_ns: 3 * S,
         }

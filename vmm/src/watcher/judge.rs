@@ -55,9 +55,20 @@ pub struct Judge {
 
 /// Whether the rules read that section.
 pub fn is_wanted(section: &str) -> bool {
-    const KINDS: [&str; 12] = [
-        "vcpu", "kvm_vcpu", "task", "cgroup", "psi", "memory", "queue", "thread", "device",
-        "samples", "machine", "host",
+    const KINDS: [&str; 13] = [
+        "vcpu",
+        "kvm_vcpu",
+        "task",
+        "cgroup",
+        "psi",
+        "memory",
+        "queue",
+        "thread",
+        "device",
+        "samples",
+        "machine",
+        "host",
+        "console_watch",
     ];
     let (kind, _) = section.split_once('/').unwrap_or((section, ""));
     KINDS.contains(&kind)
