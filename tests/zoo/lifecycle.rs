@@ -123,7 +123,10 @@ fn the_events_of_a_life_come_in_order() {
     guest.command(VmCommand::Pause);
     guest.command(VmCommand::Resume);
     guest.command(VmCommand::Stop);
-    let events: Vec<VmEvent> = guest.events.iter().collect();
+    // On a slow host its port accesses may be judged meanwhile.
+    let events = guest.events.iter();
+    let events = events.filter(|event| !matches!(event, VmEvent::Verdict(..)));
+    let events: Vec<VmEvent> = events.collect();
     let ended = VmEvent::Ended(Outcome::Stopped);
     assert_eq!(events, [VmEvent::Paused, VmEvent::Resumed, ended]);
 }
