@@ -189,6 +189,35 @@ pub fn health(verdicts: &[Verdict]) -> u32 {
     })
 }
 
+/// The verdict that stands at the beginning of the chain of causes.
+fn root<'a>(verdict: &'a Verdict, all: &'a [Verdict]) -> &'a Verdict {
+    let mut root = verdict;
+    // No chain is longer than all of them.
+    for _ in all {
+        let cause = root.consequence_of.as_ref();
+        let cause = cause.and_then(|cause| all.iter().find(|other| other.key() == *cause));
+        let Some(cause) = cause else {
+            break;
+        };
+        root = cause;
+    }
+    root
+}
+
+/// Whether a verdict says that something is wrong: neither it nor the cause of it all is
+/// information alone. Answers that lie unread in a paused guest are as they should be.
+pub fn is_fault(verdict: &Verdict, all: &[Verdict]) -> bool {
+    verdict.severity > Severity::Info && root(verdict, all).severity > Severity::Info
+}
+
+/// The worst severity of all faults; `None` of a healthy VM.
+pub fn worst(verdicts: &[Verdict]) -> Option<Severity> {
+    let faults = verdicts
+        .iter()
+        .filter(|verdict| is_fault(verdict, verdicts));
+    faults.map(|verdict| verdict.severity).max()
+}
+
 #[cfg(test)]
 #[allow(
     clippy::unwrap_used,

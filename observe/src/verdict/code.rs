@@ -89,10 +89,10 @@ codes! {
         "Others use its host CPU: move them away, give the VM CPUs of its own, or a larger CPU weight.";
     VcpuThrottled, "vcpu-throttled", Warning,
         "Its cgroup's CPU quota is spent.",
-        "Raise cpu.max of the cgroup that is named, or give the guest fewer vCPUs.";
+        "Raise the CPU limit (cpu.max) of the VMM's cgroup, or give the guest fewer vCPUs.";
     VcpuInHandler, "vcpu-in-handler", Error,
         "Stuck in the VMM, in the handler of an exit.",
-        "A device does not answer: its thread and its host file are named. Report it with the black box.";
+        "A device does not answer: it is named with the address and the thread. Report it with the black box.";
     VcpuHostFault, "vcpu-host-fault", Warning,
         "Waits for the host to bring in a page of its memory.",
         "The host swaps, or a page server does not answer: give the host memory, or lock the guest's.";
@@ -107,10 +107,10 @@ codes! {
         "Something in the guest sets a very short timer: look at its timers (/proc/timer_list), or raise its slack.";
     GuestPanic, "guest-panic", Error,
         "The guest's kernel died.",
-        "Its last words are kept: look at the console lines in the evidence. Restart it.";
+        "Look at the last lines of its console and at its last events. Restart it.";
     KvmError, "kvm-error", Error,
         "KVM cannot go on with the guest.",
-        "The guest's state is one that this host cannot run: the reason and the registers are kept.";
+        "The guest's state is one that this host cannot run: the reason is in the evidence. Report it with the black box.";
     GuestIdle, "guest-idle", Info,
         "Halted with nothing to do: healthy.",
         "Nothing.";
@@ -134,7 +134,7 @@ codes! {
         "The guest's driver is faulty or hostile: the reason is named. It has to reset the device.";
     DriveError, "drive-error", Error,
         "The host's disk fails or is full.",
-        "Look at the file and the file system that are named; the guest got I/O errors.";
+        "Look at the drive's file and its file system on the host, and at the host's kernel log; the guest got I/O errors.";
     GuestOom, "guest-oom", Error,
         "The guest's kernel killed a process for want of memory.",
         "Give the guest more memory, or its programs less work.";
@@ -143,13 +143,13 @@ codes! {
         "Something in the guest leaks: find it, or give it more memory.";
     HostMemoryPressure, "host-memory-pressure", Warning,
         "The host or the VMM's cgroup stalls for want of memory.",
-        "Raise memory.high of the cgroup that is named, or free memory on the host.";
+        "Free memory on the host, or raise memory.high of the VMM's cgroup.";
     HostSwappingGuest, "host-swapping-guest", Warning,
         "The host swaps guest memory out.",
         "Give the host or the cgroup more memory, or lock the guest's.";
     VmmOomRisk, "vmm-oom-risk", Error,
         "The VMM's cgroup is at its memory limit: a kill is near.",
-        "Raise memory.max of the cgroup that is named, or make the guest smaller.";
+        "Raise the memory limit (memory.max) of the VMM's cgroup, or make the guest smaller.";
     VmmOomKilled, "vmm-oom-killed", Error,
         "The VMM was killed for want of memory.",
         "Raise memory.max of the cgroup, or make the guest smaller; then start it again.";
@@ -159,6 +159,9 @@ codes! {
     VmmDied, "vmm-died", Error,
         "The VMM died without an orderly end.",
         "It was killed or crashed: look at the kernel's log and at its last events, which are kept.";
+    VmFailed, "vm-failed", Error,
+        "The VM failed, and said why.",
+        "What it said is in the evidence; its last events are kept. Start it again when the cause is gone.";
     ClockJump, "clock-jump", Warning,
         "The host's clock jumped.",
         "Somebody set the host's clock, or it slept: set the guest's clock.";
@@ -167,7 +170,23 @@ codes! {
         "PATCH /vm with Resumed lets it go on.";
 }
 
+/// Codes whose signals are not read yet: no rule gives them.
+const NOT_JUDGED: &[Code] = &[
+    Code::VcpuDeadHalt,
+    Code::VcpuSpinIrqsOff,
+    Code::VcpuNotStarted,
+    Code::GuestIdle,
+    Code::QueueDeviceStall,
+    Code::GuestOomSoon,
+    Code::ClockJump,
+];
+
 impl Code {
+    /// Whether this version can say it.
+    pub fn is_judged(self) -> bool {
+        !NOT_JUDGED.contains(&self)
+    }
+
     /// Its name in the API.
     pub fn name(self) -> &'static str {
         self.entry().name
@@ -181,8 +200,11 @@ impl Code {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
+    use std::path::Path;
 
     #[test]
     fn each_code_has_its_own_entry_and_name() {
@@ -193,5 +215,24 @@ mod tests {
             assert!(entry.means.ends_with('.') && entry.remedy.ends_with('.'));
         }
         assert_eq!(Code::named("no-such"), None);
+    }
+
+    #[test]
+    fn what_is_said_to_be_judged_is_what_the_rules_can_say() {
+        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/verdict/rules");
+        let files = std::fs::read_dir(rules).unwrap();
+        let text: String = files
+            .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap())
+            .collect();
+        let said: HashSet<&str> = text
+            .split("Code::")
+            .skip(1)
+            .filter_map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric()).next())
+            .collect();
+        assert!(said.contains("VcpuStarved"), "the rules are elsewhere");
+        for code in Code::ALL {
+            let is_said = said.contains(format!("{code:?}").as_str());
+            assert_eq!(code.is_judged(), is_said, "{code:?}: see NOT_JUDGED");
+        }
     }
 }

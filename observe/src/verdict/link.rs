@@ -8,7 +8,7 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
         DriveError, GuestIdle, GuestPanic, HostMemoryPressure, HostSwappingGuest, KvmError, Paused,
         QueueBackendStall, QueueBroken, QueueDeviceStall, QueueGuestNotReaping, QueueLostKick,
         VcpuDeadHalt, VcpuHostFault, VcpuInHandler, VcpuSpin, VcpuSpinIrqsOff, VcpuStarved,
-        VcpuThrottled, VmmOomKilled, VmmOomRisk, VmmThreadStuck,
+        VcpuThrottled, VmFailed, VmmOomKilled, VmmOomRisk, VmmThreadStuck,
     };
     let guest_stands = matches!(
         effect.code,
@@ -17,7 +17,8 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
     match cause.code {
         // Nothing else matters of a guest that is paused or gone.
         Paused => guest_stands,
-        GuestPanic | KvmError => guest_stands || matches!(effect.code, VcpuSpin | VcpuSpinIrqsOff),
+        GuestPanic => guest_stands || matches!(effect.code, VcpuSpin | VcpuSpinIrqsOff),
+        KvmError => guest_stands || matches!(effect.code, VcpuSpin | VcpuSpinIrqsOff | VmFailed),
         VmmOomRisk | VmmOomKilled => matches!(
             effect.code,
             HostMemoryPressure | HostSwappingGuest | VcpuHostFault | Code::VmmDied

@@ -18,6 +18,8 @@ pub struct Observation {
     pub created_ns: u64,
     /// Whether the VMM lives; `None` where nothing tells.
     pub writer_alive: Option<bool>,
+    /// The last beat of the VMM's pulse, which comes every second; `None` if it was torn.
+    pub pulse_ns: Option<u64>,
     /// An end was recorded: as somebody asked, or a failure.
     pub has_ended: bool,
     /// The words of the failure, if it was one.
@@ -219,6 +221,7 @@ impl Observation {
             at_ns: snapshot.now_monotonic_ns,
             created_ns: snapshot.header.created_monotonic_ns,
             writer_alive: snapshot.writer_alive,
+            pulse_ns: snapshot.header.pulse_monotonic_ns,
             has_ended: snapshot.header.end != Ended::Running,
             failure: match &snapshot.header.end {
                 Ended::Failed { detail, .. } => Some(detail.clone()),

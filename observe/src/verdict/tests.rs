@@ -1,8 +1,9 @@
 mod console;
+mod memory;
+mod process;
 
 use std::mem::offset_of;
 
-use super::memory_seen::MemorySeen;
 use super::*;
 use crate::blackbox::{BlackBox, Block, Meta};
 use crate::cell::{Counter, Gauge, Histogram};
@@ -195,6 +196,7 @@ impl World {
         let mut snapshot = snapshot(&self.black_box);
         snapshot.now_monotonic_ns = snapshot.header.created_monotonic_ns + ns;
         snapshot.writer_alive = Some(true);
+        snapshot.header.pulse_monotonic_ns = Some(snapshot.now_monotonic_ns);
         snapshot
     }
 
@@ -259,6 +261,16 @@ fn a_vcpu_that_waits_for_a_cpu_is_starved_or_throttled() {
         world.task.rows[1].cpu_ns.add(S / 2);
     });
     assert_eq!(working, []);
+    // With a part of it only: what is told is all that the kernel says.
+    let shared = World::new().said(|world| {
+        world.task.rows[0].run_delay_ns.add(S / 2);
+        world.task.rows[1].cpu_ns.add(S / 4);
+    });
+    assert_eq!(codes(&shared), ["vcpu-starved"]);
+    let Fact::Real(share) = fact(&shared[0], "waiting_percent") else {
+        panic!()
+    };
+    assert!((45.0..55.0).contains(share), "{share}");
     let little = World::new().said(|world| world.task.rows[0].run_delay_ns.add(S / 20));
     assert_eq!(little, []);
 }
@@ -351,98 +363,15 @@ fn kicks_and_rings_that_went_wrong_are_told() {
 }
 
 #[test]
-fn a_cgroup_that_is_pushed_against_its_limit_is_at_risk_and_a_full_one_is_not() {
-    let full = |met: u64| {
-        move |world: &World| {
-            world.cgroup.memory_limited.set(1);
-            world.cgroup.memory_max.set(1 << 30);
-            world.cgroup.memory_current.set((1 << 30) - 4096);
-            let max = crate::host::MEMORY_EVENTS
-                .iter()
-                .position(|name| *name == "max");
-            world.cgroup.memory_events[max.unwrap()].add(met);
-        }
-    };
-    assert_eq!(World::new().said(full(0)), []);
-    assert_eq!(codes(&World::new().said(full(9))), ["vmm-oom-risk"]);
-    // A guest that reads much through the host's page cache meets the limit all the time.
-    let cached = World::new().said(|world| {
-        full(9)(world);
-        world.cgroup.memory_reclaimable.set(100 << 20);
+fn a_storm_of_slow_exits_is_not_hidden_by_more_quick_ones() {
+    let verdicts = World::new().said(|world| {
+        world.vcpu.place_exits[0].add(20_000);
+        world.vcpu.place_exits[1].add(6_000);
+        world.vcpu.place_ns[1].add(7 * S / 10);
     });
-    assert_eq!(cached, []);
-}
-
-#[test]
-fn a_cgroup_that_fills_steadily_is_told_before_it_is_full() {
-    let needed = |per_second: u64| {
-        (0..40)
-            .map(move |at| (at * S, (600 + at * per_second) << 20))
-            .collect()
-    };
-    let now = |per_second, untouched, max_mib: u64| {
-        let world = World::new();
-        world.cgroup.memory_limited.set(1);
-        world.cgroup.memory_max.set(max_mib << 20);
-        world.cgroup.memory_current.set(700 << 20);
-        world.sampled(10 * S);
-        let earlier = world.seen(10 * S);
-        let memory = MemorySeen {
-            needed: needed(per_second),
-            untouched_bytes: untouched,
-            swap_left_bytes: 0,
-        };
-        let now = Observation {
-            memory,
-            ..world.seen(10 * S)
-        };
-        diagnose(Some(&earlier), &now, &Thresholds::default())
-    };
-    let told = now(4, Some(1 << 30), 956);
-    assert_eq!(codes(&told), ["vmm-oom-risk"]);
-    assert_eq!(told[0].severity, Severity::Warning);
-    let left = told[0]
-        .evidence
-        .iter()
-        .find(|(name, _)| *name == "seconds_left");
-    assert_eq!(left, Some(&("seconds_left", Fact::Real(50.0))));
-    // Too far away; the guest cannot take that much; nobody knows how much it can; no trend.
-    assert_eq!(now(4, Some(1 << 30), 2000), []);
-    assert_eq!(now(4, Some(100 << 20), 956), []);
-    assert_eq!(now(4, None, 956), []);
-    assert_eq!(now(0, Some(1 << 30), 956), []);
-}
-
-#[test]
-fn a_killed_vmm_is_told_and_so_is_what_killed_it() {
-    let world = World::new();
-    world.sampled(S);
-    let dead = |world: &World| {
-        let mut snapshot = world.snapshot(2 * S);
-        snapshot.writer_alive = Some(false);
-        diagnose(None, &Observation::of(&snapshot), &Thresholds::default())
-    };
-    assert_eq!(codes(&dead(&world)), ["vmm-died"]);
-    world.cgroup.memory_limited.set(1);
-    world.cgroup.memory_max.set(1 << 30);
-    world.cgroup.memory_current.set(1 << 30);
-    let max = crate::host::MEMORY_EVENTS
-        .iter()
-        .position(|name| *name == "max");
-    world.cgroup.memory_events[max.unwrap()].add(3);
-    let verdicts = dead(&world);
-    assert_eq!(codes(&verdicts), ["vmm-oom-killed", "vmm-died"]);
-    let cause = (Code::VmmOomKilled, Subject::whole("vmm"));
-    assert_eq!(verdicts[1].consequence_of, Some(cause));
-    assert_eq!(health(&verdicts), 50);
-}
-
-#[test]
-fn a_guest_that_kvm_gave_up_is_told_with_kvms_words() {
-    let world = World::new();
-    world.vcpu.exits[3].inc();
-    let verdicts = diagnose(None, &world.seen(S), &Thresholds::default());
-    assert_eq!(codes(&verdicts), ["kvm-error"]);
+    assert_eq!(codes(&verdicts), ["exit-storm"]);
+    let place = Fact::Text("io_in 0x71".to_owned());
+    assert_eq!(*fact(&verdicts[0], "place"), place);
 }
 
 #[test]

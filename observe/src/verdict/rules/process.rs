@@ -7,11 +7,50 @@ use crate::verdict::{Code, Subject, Verdict};
 pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     kvm_error(look, verdicts);
     triple_fault(look, verdicts);
+    failed(look, verdicts);
     if look.now.writer_alive == Some(false) {
         died(look, verdicts);
     } else if look.is_running() {
         stuck(look, verdicts);
+        silent(look, verdicts);
     }
+}
+
+/// Ended, and not as somebody asked.
+fn failed(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    let Some(words) = &look.now.failure else {
+        return;
+    };
+    let lived = look.now.at_ns.saturating_sub(look.now.created_ns);
+    let summary = format!("the VM failed after {}: {words}", seconds(lived));
+    let whole = Subject::whole("vm");
+    verdicts.push(
+        Verdict::new(Code::VmFailed, whole, look.now.at_ns, summary)
+            .text("failure", words.as_str())
+            .number("lived_ns", lived),
+    );
+}
+
+/// The thread `vm` beats every second. A process whose threads are all stopped gives no other sign.
+fn silent(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    let Some(pulse) = look.now.pulse_ns else {
+        return;
+    };
+    let pulse = pulse.max(look.now.created_ns);
+    let age = look.age(pulse);
+    let subject = Subject::thread("vm");
+    // What it is stuck in says more.
+    let is_told = verdicts.iter().any(|verdict| verdict.subject == subject);
+    if look.now.writer_alive != Some(true) || age < look.limits.thread_ns || is_told {
+        return;
+    }
+    let summary = format!(
+        "the VMM has given no beat for {} and one is due every second: its process is stopped, or \
+         its thread vm is stuck",
+        seconds(age)
+    );
+    verdicts
+        .push(Verdict::new(Code::VmmThreadStuck, subject, pulse, summary).number("silent_ns", age));
 }
 
 fn exits(look: &Look<'_>, reasons: &[&str]) -> Vec<(usize, String, u64)> {
