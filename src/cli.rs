@@ -5,6 +5,7 @@ mod black_box;
 mod check;
 mod crash;
 mod daemon;
+mod doctor;
 mod identity;
 mod list;
 mod output;
@@ -32,6 +33,10 @@ const FINE: u8 = 0;
 const FAILED: u8 = 1;
 /// Bad usage or configuration.
 const MISUSED: u8 = 2;
+/// The guest suffers: the status of `doctor` with warnings.
+const SUFFERS: u8 = 3;
+/// The guest cannot go on by itself: the status of `doctor` with errors.
+const STUCK: u8 = 4;
 
 /// Why the process ends with another status than 0.
 #[derive(Debug)]
@@ -67,6 +72,7 @@ pub fn main() -> ExitCode {
         Some(SubCommand::Run(arguments)) => run::run(*arguments).map(|()| FINE),
         Some(SubCommand::Check) => check::check().map(|()| FINE),
         Some(SubCommand::List(arguments)) => list::list(arguments).map(|()| FINE),
+        Some(SubCommand::Doctor(arguments)) => doctor::doctor(&arguments),
         Some(SubCommand::Report(arguments)) => report::report(&arguments),
         Some(SubCommand::Top(arguments)) => top::top(&arguments),
         Some(SubCommand::Trace(arguments)) => trace::trace(&arguments).map(|()| FINE),

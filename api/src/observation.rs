@@ -109,7 +109,8 @@ fn list_of(kind: &str) -> &str {
     known.map_or(kind, |(_, list)| list)
 }
 
-fn ended(end: &Ended) -> Json {
+/// How it ended, as the document has it: null, or whether it failed, when, and its words.
+pub fn ended(end: &Ended) -> Json {
     let object = |failed: bool, at_ns: u64, detail: &str| json!({"failed": failed, "at_ms": at_ns / 1_000_000, "detail": detail});
     match end {
         Ended::Running => Json::Null,

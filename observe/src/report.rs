@@ -15,6 +15,7 @@
 
 mod console;
 mod devices;
+mod diagnosis;
 mod events;
 pub mod format;
 mod host;
@@ -29,6 +30,7 @@ mod top;
 mod vcpus;
 
 use crate::reader::{Ended, Snapshot};
+pub use diagnosis::render_diagnosis;
 use page::Page;
 pub use rest::SHOWN as SHOWN_FIELDS;
 use scene::Scene;

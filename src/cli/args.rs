@@ -21,6 +21,8 @@ Examples:
       say whether this host can run guests
   vitrine list
       say which VMs run on this host, and which failed or died
+  vitrine doctor vm1
+      say why a VM is frozen, starving or dead, and what to do
   vitrine report vm1
       tell all that is known of a VM, alive or dead
   vitrine top vm1
@@ -28,7 +30,7 @@ Examples:
   vitrine trace vm1 -o trace.json
       what a VM does, for ui.perfetto.dev
 
-Exit status: 0 fine, 1 the VM failed, 2 bad usage or configuration.";
+Exit status: 0 fine, 1 the VM failed, 2 bad usage or configuration; of doctor: 3 warnings, 4 errors.";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -39,6 +41,19 @@ A VM is running; ended (cleanly, its black box kept by --keep-blackbox: shown wi
 failed; or dead, which is killed or crashed without a clean end.
 
 Exit status: 0 fine, 2 bad usage.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  vitrine doctor vm1
+      of the VM of that id: looked at twice, a second apart
+  vitrine doctor /tmp/vm.sock --wait 10
+      of the VM behind an API socket, also when it answers nobody
+  vitrine doctor /run/vitrine/vm1.blackbox --json
+      of a black box, as GET /observe/health tells it
+
+What each verdict means is in docs/freezes.md.
+
+Exit status: 0 healthy, 2 bad usage, 3 warnings, 4 errors.";
 
 const REPORT_EXAMPLES: &str = "\
 Examples:
@@ -101,6 +116,8 @@ pub enum SubCommand {
     Check,
     /// List the VMs of this host: running, failed or dead
     List(ListArgs),
+    /// Say why a VM is frozen, starving or dead, and what to do
+    Doctor(DoctorArgs),
     /// Tell all that is known of a VM, alive or dead
     Report(ReportArgs),
     /// Show what a VM does, again and again
@@ -118,6 +135,24 @@ pub struct ListArgs {
     /// Folder of black boxes [default: $XDG_RUNTIME_DIR/vitrine or /run/vitrine]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = DOCTOR_EXAMPLES)]
+pub struct DoctorArgs {
+    /// A black box file, a VM's id, or an API socket
+    #[arg(value_name = "X")]
+    pub target: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Seconds between the two looks at a VM that lives, 0.2 to 60
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_wait)]
+    pub wait: Duration,
+}
+
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    parse_seconds(text, 0.2, 60.0)
 }
 
 #[derive(Args, Debug)]
@@ -152,9 +187,14 @@ pub struct TopArgs {
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().filter(|s| (0.1..=3600.0).contains(s));
-    let seconds: f64 = seconds.ok_or("give seconds from 0.1 to 3600, such as 2 or 0.5")?;
-    Ok(Duration::from_secs_f64(seconds))
+    parse_seconds(text, 0.1, 3600.0)
+}
+
+fn parse_seconds(text: &str, least: f64, most: f64) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|s| (least..=most).contains(s));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("give seconds from {least} to {most}, such as 2 or 0.5"))
 }
 
 /// What is traced, and where to.
@@ -399,6 +439,10 @@ mod tests {
         assert_eq!(parse_interval("3600"), Ok(Duration::from_secs(3600)));
         for wrong in ["0", "-1", "nan", "inf", "1e9", "", "1s"] {
             assert!(parse_interval(wrong).is_err(), "{wrong}");
+            assert!(parse_wait(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(parse_wait("0.2"), Ok(Duration::from_millis(200)));
+        assert_eq!(parse_wait("60"), Ok(Duration::from_secs(60)));
+        assert!(parse_wait("0.1").is_err() && parse_wait("61").is_err());
     }
 }

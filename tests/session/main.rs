@@ -6,6 +6,7 @@ mod harness;
 
 mod console;
 mod daemon;
+mod doctor;
 mod dump;
 mod health;
 mod kills;

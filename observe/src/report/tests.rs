@@ -1,3 +1,4 @@
+mod diagnosis;
 mod samples;
 mod toys;
 

@@ -1,0 +1,178 @@
+//! What is wrong with a VM, in words: the page of `vitrine doctor`.
+
+use std::fmt::Write;
+
+use super::format::{bytes, clean, date, span};
+use super::page::Page;
+use super::scene::Scene;
+use super::{State, events, samples, summary};
+use crate::reader::Snapshot;
+use crate::verdict::{Fact, Severity, Verdict, health, is_fault};
+
+/// Of the last events of a VM that failed or died, so many.
+const EVENTS: usize = 20;
+/// Consequences of consequences are indented so far.
+const MAX_DEPTH: usize = 4;
+
+/// What `verdicts` say of the VM, as plain text: a line that says it all, how the VM lives or ended,
+/// each verdict with its consequences below it, and of a VM that failed or died what led there.
+/// `verdicts` are of the moment of `snapshot`, in [`crate::verdict::diagnose`]'s order.
+pub fn render_diagnosis(snapshot: &Snapshot, verdicts: &[Verdict]) -> String {
+    let scene = Scene::new(snapshot);
+    let mut text = Diagnosis {
+        scene: &scene,
+        verdicts,
+        shown: vec![false; verdicts.len()],
+        out: headline(snapshot, verdicts),
+    };
+    let _ = write!(text.out, "\n  {}\n", summary::ending(&scene));
+    text.all();
+    let mut out = text.out;
+    if State::of(snapshot).is_bad() {
+        let mut page = Page::default();
+        samples::show(&scene, &mut page);
+        events::show(&scene, EVENTS, &mut page);
+        out.push_str(&page.text());
+    }
+    out
+}
+
+/// `vm1: healthy`, or `vm1: 2 errors, 1 warning (health 0 of 100)`.
+fn headline(snapshot: &Snapshot, verdicts: &[Verdict]) -> String {
+    let id = clean(&snapshot.header.vm_id);
+    let counted = |severity: Severity| {
+        let faults = verdicts
+            .iter()
+            .filter(|verdict| is_fault(verdict, verdicts));
+        let count = faults
+            .filter(|verdict| verdict.severity == severity)
+            .count();
+        match count {
+            0 => None,
+            1 => Some(format!("1 {}", severity.name())),
+            _ => Some(format!("{count} {}s", severity.name())),
+        }
+    };
+    let counts = [Severity::Error, Severity::Warning].map(counted);
+    let counts: Vec<String> = counts.into_iter().flatten().collect();
+    if counts.is_empty() {
+        return format!("{id}: healthy");
+    }
+    let health = health(verdicts);
+    format!("{id}: {} (health {health} of 100)", counts.join(", "))
+}
+
+struct Diagnosis<'a> {
+    scene: &'a Scene<'a>,
+    verdicts: &'a [Verdict],
+    shown: Vec<bool>,
+    out: String,
+}
+
+impl Diagnosis<'_> {
+    fn all(&mut self) {
+        let verdicts = self.verdicts;
+        let is_there = |verdict: &Verdict| {
+            let cause = verdict.consequence_of.as_ref();
+            cause.is_some_and(|cause| verdicts.iter().any(|other| other.key() == *cause))
+        };
+        for (index, verdict) in verdicts.iter().enumerate() {
+            if !is_there(verdict) {
+                self.one(index, 0);
+            }
+        }
+        // None is left out, whatever names what.
+        for index in 0..verdicts.len() {
+            self.one(index, 0);
+        }
+    }
+
+    /// One that was not shown yet, and its consequences.
+    fn one(&mut self, index: usize, depth: usize) {
+        let Some(verdict) = self.verdicts.get(index) else {
+            return;
+        };
+        match self.shown.get_mut(index) {
+            Some(shown) if !*shown => *shown = true,
+            _ => return,
+        }
+        let indent = "  ".repeat(depth.min(MAX_DEPTH));
+        let before = if depth == 0 { "\n" } else { "" };
+        let _ = writeln!(
+            self.out,
+            "{before}{indent}{} {}, {}: {}",
+            verdict.severity.name(),
+            verdict.code.name(),
+            clean(verdict.subject.as_str()),
+            clean(&verdict.summary)
+        );
+        if verdict.severity > Severity::Info {
+            self.details(verdict, &indent);
+        }
+        let key = verdict.key();
+        let mut is_first = true;
+        for (effect, other) in self.verdicts.iter().enumerate() {
+            if other.consequence_of.as_ref() == Some(&key) && self.shown.get(effect) == Some(&false)
+            {
+                if std::mem::take(&mut is_first) {
+                    let _ = writeln!(self.out, "{indent}  and therefore");
+                }
+                self.one(effect, depth.saturating_add(2));
+            }
+        }
+    }
+
+    fn details(&mut self, verdict: &Verdict, indent: &str) {
+        let evidence = verdict.evidence.iter().map(|(name, fact)| told(name, fact));
+        let mut rows = vec![("since".to_owned(), self.since(verdict))];
+        rows.extend(evidence);
+        rows.push(("remedy".to_owned(), verdict.code.entry().remedy.to_owned()));
+        let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        for (name, value) in rows {
+            let _ = writeln!(self.out, "{indent}  {name:<width$}  {value}");
+        }
+    }
+
+    fn since(&self, verdict: &Verdict) -> String {
+        let snapshot = self.scene.snapshot;
+        let clock = &snapshot.header.clock;
+        let ago = snapshot.now_monotonic_ns.saturating_sub(verdict.since_ns);
+        let from = match State::of(snapshot) {
+            State::Running => "ago",
+            _ => "before the end",
+        };
+        let at = date(clock.realtime_of_monotonic(verdict.since_ns));
+        format!("{at} UTC, {} {from}", span(ago))
+    }
+}
+
+/// A piece of evidence for people: the unit goes from its name to its value.
+fn told(name: &str, fact: &Fact) -> (String, String) {
+    let unit = |suffix| name.strip_suffix(suffix);
+    let (name, value) = match fact {
+        Fact::Text(text) => (name, clean(text)),
+        Fact::Number(number) => {
+            if let Some(name) = unit("_ns") {
+                (name, span(*number))
+            } else if let Some(name) = unit("_bytes") {
+                (name, bytes(*number))
+            } else if let Some(name) = unit("_percent") {
+                (name, format!("{number} %"))
+            } else if name == "address" {
+                (name, format!("{number:#x}"))
+            } else {
+                (name, number.to_string())
+            }
+        }
+        Fact::Real(real) => {
+            if let Some(name) = unit("_percent") {
+                (name, format!("{real:.1} %"))
+            } else if let Some(name) = unit("_per_second") {
+                (name, format!("{real:.0} a second"))
+            } else {
+                (name, format!("{real:.1}"))
+            }
+        }
+    };
+    (name.replace('_', " "), value)
+}
