@@ -1,5 +1,7 @@
 //! The command line, as far as it goes without KVM: usage, names, the socket, signals.
 
+#[path = "cli/doctor.rs"]
+mod doctor;
 #[path = "cli/reports.rs"]
 mod reports;
 

@@ -30,7 +30,7 @@ mod top;
 mod vcpus;
 
 use crate::reader::{Ended, Snapshot};
-pub use diagnosis::render_diagnosis;
+pub use diagnosis::{is_certain, render_diagnosis};
 use page::Page;
 pub use rest::SHOWN as SHOWN_FIELDS;
 use scene::Scene;

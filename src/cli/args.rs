@@ -53,7 +53,7 @@ Examples:
 
 What each verdict means is in docs/freezes.md.
 
-Exit status: 0 healthy, 2 bad usage, 3 warnings, 4 errors.";
+Exit status: 0 healthy, 2 bad usage, 3 warnings or not all could be judged, 4 errors.";
 
 const REPORT_EXAMPLES: &str = "\
 Examples:

@@ -8,7 +8,7 @@ use api::health;
 use api::observation::ended;
 use api::vmm::observe::reader::Snapshot;
 use api::vmm::observe::report::format::clean;
-use api::vmm::observe::report::{State, render_diagnosis};
+use api::vmm::observe::report::{State, is_certain, render_diagnosis};
 use api::vmm::observe::verdict::{Observation, Severity, Thresholds, Verdict, diagnose, worst};
 use serde_json::json;
 
@@ -35,8 +35,9 @@ pub fn doctor(arguments: &DoctorArgs) -> Result<u8, Failure> {
     output::print(&text)?;
     Ok(match worst(&look.verdicts) {
         Some(Severity::Error) => STUCK,
-        Some(Severity::Warning) => SUFFERS,
-        Some(Severity::Info) | None => FINE,
+        None | Some(Severity::Info) if look.is_certain() => FINE,
+        // Nothing found where not all could be looked at is not to pass for healthy.
+        None | Some(Severity::Info | Severity::Warning) => SUFFERS,
     })
 }
 
@@ -53,10 +54,14 @@ impl Look {
     fn at(target: &Target, wait: Duration) -> Result<Look, Failure> {
         let limits = Thresholds::default();
         let first = target.snapshot().map_err(Failure::misuse)?;
-        let lives = |snapshot: &Snapshot| State::of(snapshot) == State::Running;
-        if lives(&first) {
-            let now = second(target, &first, wait)?;
-            if lives(&now) {
+        if !State::of(&first).is_over() {
+            let mut now = second(target, &first, wait)?;
+            // Where no lock tells whether it lives, a beat in between does.
+            let beat = |snapshot: &Snapshot| snapshot.header.pulse_monotonic_ns;
+            if now.writer_alive.is_none() && beat(&now) > beat(&first) {
+                now.writer_alive = Some(true);
+            }
+            if State::of(&now) == State::Running {
                 let earlier = Observation::of(&first);
                 let verdicts = diagnose(Some(&earlier), &Observation::of(&now), &limits);
                 return Ok(Look {
@@ -78,8 +83,13 @@ impl Look {
         }
     }
 
+    /// Whether no fault means a healthy VM.
+    fn is_certain(&self) -> bool {
+        is_certain(&self.now) && !self.is_blind
+    }
+
     fn page(&self, target: &Path) -> String {
-        let mut page = render_diagnosis(&self.now, &self.verdicts);
+        let mut page = render_diagnosis(&self.now, &self.verdicts, self.is_certain());
         if self.is_blind {
             page.push_str(
                 "\nThe watcher took no sample in between: starved and throttled vCPUs, storms of halts \
@@ -123,7 +133,7 @@ fn second(target: &Target, first: &Snapshot, wait: Duration) -> Result<Snapshot,
     let end = Instant::now() + PATIENCE;
     loop {
         let now = target.snapshot().map_err(Failure::misuse)?;
-        let is_over = State::of(&now) != State::Running;
+        let is_over = State::of(&now).is_over();
         if is_over || are_newer(first, &now) || Instant::now() >= end {
             return Ok(now);
         }

@@ -11,7 +11,7 @@ use observe::{BlackBox, End, Meta};
 use crate::{Scratch, VITRINE, text};
 
 /// Runs vitrine with the scratch folder as the place of black boxes.
-fn run(scratch: &Scratch, arguments: &[&str]) -> Output {
+pub fn run(scratch: &Scratch, arguments: &[&str]) -> Output {
     Command::new(VITRINE)
         .args(arguments)
         .env("XDG_RUNTIME_DIR", &scratch.0)
@@ -21,7 +21,7 @@ fn run(scratch: &Scratch, arguments: &[&str]) -> Output {
 }
 
 /// The black box of a VM that is gone.
-fn leave(scratch: &Scratch, id: &str, end: Option<End>) -> String {
+pub fn leave(scratch: &Scratch, id: &str, end: Option<End>) -> String {
     let path = scratch.0.join(format!("vitrine/{id}.blackbox"));
     let meta = Meta {
         vm_id: id.to_owned(),
@@ -34,7 +34,7 @@ fn leave(scratch: &Scratch, id: &str, end: Option<End>) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn squeezed(bytes: &[u8]) -> String {
+pub fn squeezed(bytes: &[u8]) -> String {
     let text = text(bytes);
     let lines = text
         .lines()

@@ -16,16 +16,20 @@ const MAX_DEPTH: usize = 4;
 
 /// What `verdicts` say of the VM, as plain text: a line that says it all, how the VM lives or ended,
 /// each verdict with its consequences below it, and of a VM that failed or died what led there.
-/// `verdicts` are of the moment of `snapshot`, in [`crate::verdict::diagnose`]'s order.
-pub fn render_diagnosis(snapshot: &Snapshot, verdicts: &[Verdict]) -> String {
+/// `verdicts` are of the moment of `snapshot`, in [`crate::verdict::diagnose`]'s order. Without
+/// `is_certain` a VM of which nothing bad is known is not called healthy.
+pub fn render_diagnosis(snapshot: &Snapshot, verdicts: &[Verdict], is_certain: bool) -> String {
     let scene = Scene::new(snapshot);
     let mut text = Diagnosis {
         scene: &scene,
         verdicts,
         shown: vec![false; verdicts.len()],
-        out: headline(snapshot, verdicts),
+        out: headline(snapshot, verdicts, is_certain),
     };
     let _ = write!(text.out, "\n  {}\n", summary::ending(&scene));
+    if snapshot.truncated {
+        let _ = writeln!(text.out, "  {}", summary::TRUNCATED);
+    }
     text.all();
     let mut out = text.out;
     if State::of(snapshot).is_bad() {
@@ -37,8 +41,14 @@ pub fn render_diagnosis(snapshot: &Snapshot, verdicts: &[Verdict]) -> String {
     out
 }
 
+/// Whether no fault in it means a healthy VM: all of the file is there, and how the VM lives or
+/// ended is known.
+pub fn is_certain(snapshot: &Snapshot) -> bool {
+    !snapshot.truncated && State::of(snapshot) != State::Unknown
+}
+
 /// `vm1: healthy`, or `vm1: 2 errors, 1 warning (health 0 of 100)`.
-fn headline(snapshot: &Snapshot, verdicts: &[Verdict]) -> String {
+fn headline(snapshot: &Snapshot, verdicts: &[Verdict], is_certain: bool) -> String {
     let id = clean(&snapshot.header.vm_id);
     let counted = |severity: Severity| {
         let faults = verdicts
@@ -56,7 +66,11 @@ fn headline(snapshot: &Snapshot, verdicts: &[Verdict]) -> String {
     let counts = [Severity::Error, Severity::Warning].map(counted);
     let counts: Vec<String> = counts.into_iter().flatten().collect();
     if counts.is_empty() {
-        return format!("{id}: healthy");
+        let found = match is_certain {
+            true => "healthy",
+            false => "no fault is seen, and not all could be judged",
+        };
+        return format!("{id}: {found}");
     }
     let health = health(verdicts);
     format!("{id}: {} (health {health} of 100)", counts.join(", "))

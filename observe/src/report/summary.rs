@@ -12,6 +12,10 @@ const LATE_NS: u64 = 5_000_000_000;
 /// What was looked at so long before the end is told without its moment.
 const FRESH_NS: u64 = 2_000_000_000;
 
+/// Of a snapshot that is not the whole file.
+pub(super) const TRUNCATED: &str = "The file is cut short or damaged, or holds more than is read: \
+                                    what is missing here may have been in it.";
+
 pub(super) fn show(scene: &Scene<'_>, page: &mut Page) {
     let header = &scene.snapshot.header;
     page.title(&format!(
@@ -30,10 +34,7 @@ pub(super) fn show(scene: &Scene<'_>, page: &mut Page) {
     ));
     page.line(&machine(scene));
     if scene.snapshot.truncated {
-        page.line(
-            "The file is cut short or damaged, or holds more than is read: \
-             what is missing here may have been in it.",
-        );
+        page.line(TRUNCATED);
     }
 }
 

@@ -4,7 +4,7 @@ use super::toys::Toys;
 use crate::blackbox::{BlackBox, End, Meta};
 use crate::reader::Snapshot;
 use crate::reader::tests::snapshot;
-use crate::report::render_diagnosis;
+use crate::report::{is_certain, render_diagnosis};
 use crate::verdict::{Code, Subject, Verdict};
 
 const S: u64 = 1_000_000_000;
@@ -29,7 +29,7 @@ fn verdict(snapshot: &Snapshot, code: Code, subject: Subject) -> Verdict {
 
 #[test]
 fn a_healthy_vm_is_two_lines() {
-    let text = render_diagnosis(&seen(true), &[]);
+    let text = render_diagnosis(&seen(true), &[], true);
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], "vm1: healthy");
     assert!(lines[1].starts_with("  Its process lives as of "));
@@ -50,7 +50,7 @@ fn a_verdict_has_its_evidence_in_units_and_its_consequences_below() {
     let mut lost = verdict(&snapshot, Code::QueueLostKick, Subject::queue("d", "0"));
     lost.consequence_of = Some(starved.key());
     let paused = verdict(&snapshot, Code::Paused, Subject::whole("vm")).number("paused_ns", 9);
-    let text = render_diagnosis(&snapshot, &[starved, paused, lost]);
+    let text = render_diagnosis(&snapshot, &[starved, paused, lost], true);
     let mut lines = text.lines();
     assert_eq!(
         lines.next(),
@@ -88,7 +88,7 @@ fn what_is_healthy_is_one_line_and_so_is_what_follows_from_it_no_fault() {
         Subject::queue("d", "0"),
     );
     unread.consequence_of = Some(paused.key());
-    let text = render_diagnosis(&snapshot, &[paused, unread]);
+    let text = render_diagnosis(&snapshot, &[paused, unread], true);
     assert!(text.starts_with("vm1: healthy\n"), "{text}");
     assert!(text.contains("\ninfo paused, vm: of paused\n  and therefore\n    warning queue-"));
 }
@@ -101,7 +101,7 @@ fn nothing_is_left_out_or_shown_twice_whatever_names_what() {
     (one.consequence_of, other.consequence_of) = (Some(other.key()), Some(one.key()));
     let mut lone = verdict(&snapshot, Code::VcpuThrottled, Subject::vcpu(1));
     lone.consequence_of = Some((Code::Paused, Subject::whole("vm")));
-    let text = render_diagnosis(&snapshot, &[one, other, lone]);
+    let text = render_diagnosis(&snapshot, &[one, other, lone], true);
     for code in [Code::VcpuSpin, Code::VcpuStarved, Code::VcpuThrottled] {
         let line = format!("of {}\n", code.name());
         assert_eq!(text.matches(&line).count(), 1, "{text}");
@@ -117,7 +117,7 @@ fn a_dead_vm_is_told_as_such_and_no_text_acts_on_the_terminal() {
         summary: evil.to_owned(),
         ..died
     };
-    let text = render_diagnosis(&snapshot, &[died]);
+    let text = render_diagnosis(&snapshot, &[died], true);
     assert!(text.starts_with("vm1: 1 error (health 50 of 100)\n  It died without"));
     assert!(text.contains(" UTC, 3.000 s before the end\n"), "{text}");
     assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
@@ -134,7 +134,26 @@ fn of_a_vm_that_failed_the_last_events_are_shown_and_of_one_that_ended_none() {
         let mut toys = Toys::new();
         toys.live();
         toys.black_box.finish(end, "words");
-        let text = render_diagnosis(&snapshot(&toys.black_box), &[]);
+        let text = render_diagnosis(&snapshot(&toys.black_box), &[], true);
         assert_eq!(text.contains("\nThe last "), has_events, "{text}");
     }
+}
+
+#[test]
+fn nothing_found_in_what_is_not_all_is_not_called_healthy() {
+    for is_cut in [true, false] {
+        let mut snapshot = seen(true);
+        snapshot.truncated = is_cut;
+        snapshot.writer_alive = is_cut.then_some(true);
+        let text = render_diagnosis(&snapshot, &[], is_certain(&snapshot));
+        let first = "vm1: no fault is seen, and not all could be judged\n";
+        assert!(text.starts_with(first), "{text}");
+        let words = match is_cut {
+            true => "\n  The file is cut short or damaged",
+            false => "nothing tells whether its process lives",
+        };
+        assert!(text.contains(words), "{text}");
+        assert!(!is_certain(&snapshot));
+    }
+    assert!(is_certain(&seen(true)) && is_certain(&seen(false)));
 }
