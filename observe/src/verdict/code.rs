@@ -155,7 +155,7 @@ codes! {
         "Raise memory.max of the cgroup, or make the guest smaller; then start it again.";
     VmmThreadStuck, "vmm-thread-stuck", Error,
         "A thread of Vitrine does not move.",
-        "It is stopped or stuck in the operation that is named. Report it with the black box.";
+        "Its process is stopped (kill -CONT lets it go on), or the thread is stuck in the operation that is named: report that with the black box.";
     VmmDied, "vmm-died", Error,
         "The VMM died without an orderly end.",
         "It was killed or crashed: look at the kernel's log and at its last events, which are kept.";

@@ -2,17 +2,28 @@
 
 use super::{Code, Subject, Verdict};
 
+/// The evidence of a VMM that does not beat.
+pub(super) const SILENCE: &str = "silent_ns";
+
 /// Whether `cause` explains `effect`, where both hold at once.
 fn explains(cause: &Verdict, effect: &Verdict) -> bool {
     use Code::{
         DriveError, GuestIdle, GuestPanic, HostMemoryPressure, HostSwappingGuest, KvmError, Paused,
         QueueBackendStall, QueueBroken, QueueDeviceStall, QueueGuestNotReaping, QueueLostKick,
-        VcpuDeadHalt, VcpuHostFault, VcpuInHandler, VcpuSpin, VcpuSpinIrqsOff, VcpuStarved,
-        VcpuThrottled, VmFailed, VmmOomKilled, VmmOomRisk, VmmThreadStuck,
+        QueueRxStarved, VcpuDeadHalt, VcpuHostFault, VcpuInHandler, VcpuSpin, VcpuSpinIrqsOff,
+        VcpuStarved, VcpuThrottled, VmFailed, VmmOomKilled, VmmOomRisk, VmmThreadStuck,
     };
     let guest_stands = matches!(
         effect.code,
         VcpuDeadHalt | GuestIdle | QueueGuestNotReaping | QueueLostKick
+    );
+    let waits = matches!(
+        effect.code,
+        QueueBackendStall
+            | QueueDeviceStall
+            | QueueGuestNotReaping
+            | QueueRxStarved
+            | VmmThreadStuck
     );
     match cause.code {
         // Nothing else matters of a guest that is paused or gone.
@@ -27,16 +38,28 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
         VmmThreadStuck => {
             matches!(effect.code, QueueDeviceStall) && same_device(cause, effect)
                 || matches!(effect.code, VcpuInHandler)
+                || is_stopped(cause, effect) && waits
         }
-        QueueBackendStall | QueueDeviceStall | DriveError | QueueBroken => {
-            matches!(effect.code, GuestIdle)
+        // A thread that reads from a disk that does not answer is not stuck by itself.
+        QueueBackendStall => {
+            matches!(effect.code, VmmThreadStuck) && same_device(cause, effect)
+                || matches!(effect.code, GuestIdle)
         }
+        QueueDeviceStall | DriveError | QueueBroken => matches!(effect.code, GuestIdle),
         VcpuSpinIrqsOff | VcpuSpin | VcpuStarved | VcpuThrottled | VcpuInHandler
         | VcpuHostFault => {
             matches!(effect.code, QueueGuestNotReaping | QueueLostKick)
         }
         _ => false,
     }
+}
+
+/// Whether `cause` is that the VMM no longer beats, and `effect` began with it: what was on its way
+/// when a process is stopped waits from then on. The beat comes every second.
+fn is_stopped(cause: &Verdict, effect: &Verdict) -> bool {
+    const NEAR_NS: u64 = 2_000_000_000;
+    let is_silence = cause.evidence.iter().any(|(name, _)| *name == SILENCE);
+    is_silence && cause.since_ns.abs_diff(effect.since_ns) <= NEAR_NS
 }
 
 /// The name of the device in `device/NAME/queue/0` and in `thread/io-NAME`.

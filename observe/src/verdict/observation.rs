@@ -16,6 +16,8 @@ pub struct Observation {
     pub at_ns: u64,
     /// When the black box was made.
     pub created_ns: u64,
+    /// The VMM's process, in its own pid namespace.
+    pub pid: u64,
     /// Whether the VMM lives; `None` where nothing tells.
     pub writer_alive: Option<bool>,
     /// The last beat of the VMM's pulse, which comes every second; `None` if it was torn.
@@ -220,6 +222,7 @@ impl Observation {
         Observation {
             at_ns: snapshot.now_monotonic_ns,
             created_ns: snapshot.header.created_monotonic_ns,
+            pid: snapshot.header.pid,
             writer_alive: snapshot.writer_alive,
             pulse_ns: snapshot.header.pulse_monotonic_ns,
             has_ended: snapshot.header.end != Ended::Running,

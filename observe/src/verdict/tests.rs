@@ -340,6 +340,8 @@ fn a_request_that_the_host_does_not_answer_stalls_the_queue() {
     );
     assert_eq!(verdicts[0].subject.as_str(), "device/disk/queue/0");
     assert_eq!(*fact(&verdicts[0], "in_flight"), Fact::Number(3));
+    assert_eq!(verdicts[1].consequence_of, Some(verdicts[0].key()));
+    assert_eq!(health(&verdicts), 50);
 }
 
 #[test]

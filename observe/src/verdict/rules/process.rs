@@ -2,6 +2,7 @@
 
 use super::{Look, seconds};
 use crate::heartbeat::Activity;
+use crate::verdict::link::SILENCE;
 use crate::verdict::{Code, Subject, Verdict};
 
 pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
@@ -49,8 +50,11 @@ fn silent(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
          its thread vm is stuck",
         seconds(age)
     );
-    verdicts
-        .push(Verdict::new(Code::VmmThreadStuck, subject, pulse, summary).number("silent_ns", age));
+    verdicts.push(
+        Verdict::new(Code::VmmThreadStuck, subject, pulse, summary)
+            .number(SILENCE, age)
+            .number("pid", look.now.pid),
+    );
 }
 
 fn exits(look: &Look<'_>, reasons: &[&str]) -> Vec<(usize, String, u64)> {
@@ -130,7 +134,9 @@ fn died(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
         "the VMM died without an orderly end, after {}",
         seconds(lived)
     );
-    let died = Verdict::new(Code::VmmDied, vmm(), at, summary).number("lived_ns", lived);
+    let died = Verdict::new(Code::VmmDied, vmm(), at, summary)
+        .number("lived_ns", lived)
+        .number("pid", look.now.pid);
     if let Some(cgroup) = &look.now.cgroup
         && let Some(max) = cgroup.max_bytes.filter(|max| *max > 0)
     {

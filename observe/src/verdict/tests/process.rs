@@ -68,6 +68,8 @@ fn a_vmm_without_a_pulse_is_stopped() {
     assert_eq!(codes(&verdicts), ["vmm-thread-stuck"]);
     assert_eq!(verdicts[0].subject.as_str(), "thread/vm");
     assert_eq!(*fact(&verdicts[0], "silent_ns"), Fact::Number(7 * S));
+    let pid = Fact::Number(std::process::id().into());
+    assert_eq!(*fact(&verdicts[0], "pid"), pid);
     // Of one of which nothing tells whether it lives, the last sign of life is no news.
     assert_eq!(judged(7 * S, None), []);
 }
@@ -93,4 +95,27 @@ fn what_a_pause_explains_is_no_fault() {
     let mut other = verdict(Code::VcpuStarved);
     (one.consequence_of, other.consequence_of) = (Some(other.key()), Some(one.key()));
     assert_eq!(worst(&[one, other]), Some(Severity::Warning));
+}
+
+#[test]
+fn what_was_on_its_way_in_a_stopped_vmm_is_no_fault_of_the_disk() {
+    let judged = |asked: u64| {
+        let world = World::new();
+        world.queue.in_flight.set(1);
+        world.queue.oldest_since.set(world.ticks(asked));
+        let mut seen = world.seen(30 * S);
+        seen.pulse_ns = Some(seen.created_ns + 20 * S);
+        diagnose(None, &seen, &Thresholds::default())
+    };
+    let stopped = judged(20 * S + S / 2);
+    assert_eq!(codes(&stopped), ["vmm-thread-stuck", "queue-backend-stall"]);
+    assert_eq!(stopped[1].consequence_of, Some(stopped[0].key()));
+    // A disk that did not answer before that is a fault of its own.
+    let before = judged(10 * S);
+    assert_eq!(codes(&before), ["queue-backend-stall", "vmm-thread-stuck"]);
+    assert!(
+        before
+            .iter()
+            .all(|verdict| verdict.consequence_of.is_none())
+    );
 }
