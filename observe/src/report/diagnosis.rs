@@ -162,31 +162,45 @@ impl Diagnosis<'_> {
 
 /// A piece of evidence for people: the unit goes from its name to its value.
 fn told(name: &str, fact: &Fact) -> (String, String) {
-    let unit = |suffix| name.strip_suffix(suffix);
     let (name, value) = match fact {
         Fact::Text(text) => (name, clean(text)),
-        Fact::Number(number) => {
-            if let Some(name) = unit("_ns") {
-                (name, span(*number))
-            } else if let Some(name) = unit("_bytes") {
-                (name, bytes(*number))
-            } else if let Some(name) = unit("_percent") {
-                (name, format!("{number} %"))
-            } else if name == "address" {
-                (name, format!("{number:#x}"))
-            } else {
-                (name, number.to_string())
-            }
-        }
-        Fact::Real(real) => {
-            if let Some(name) = unit("_percent") {
-                (name, format!("{real:.1} %"))
-            } else if let Some(name) = unit("_per_second") {
-                (name, format!("{real:.0} a second"))
-            } else {
-                (name, format!("{real:.1}"))
-            }
-        }
+        Fact::Number(number) => number_told(name, *number),
+        Fact::Real(real) => real_told(name, *real),
     };
     (name.replace('_', " "), value)
+}
+
+fn number_told(name: &str, number: u64) -> (&str, String) {
+    let unit = |suffix| name.strip_suffix(suffix);
+    if let Some(name) = unit("_ns") {
+        (name, span(number))
+    } else if let Some(name) = unit("_bytes") {
+        let value = match number {
+            u64::MAX => "no limit".to_owned(),
+            _ => bytes(number),
+        };
+        (name, value)
+    } else if name == "address" {
+        (name, format!("{number:#x}"))
+    } else {
+        (name, number.to_string())
+    }
+}
+
+fn real_told(name: &str, real: f64) -> (&str, String) {
+    let unit = |suffix| name.strip_suffix(suffix);
+    if name == "bytes_per_second" {
+        (
+            "grows by",
+            format!("{} a second", bytes(real.max(0.0) as u64)),
+        )
+    } else if let Some(name) = unit("_per_second") {
+        (name, format!("{real:.0} a second"))
+    } else if let Some(name) = unit("_percent") {
+        (name, format!("{real:.1} %"))
+    } else if let Some(name) = name.strip_prefix("seconds_") {
+        (name, format!("{real:.1} s"))
+    } else {
+        (name, format!("{real:.1}"))
+    }
 }

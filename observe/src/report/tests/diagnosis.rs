@@ -46,7 +46,10 @@ fn a_verdict_has_its_evidence_in_units_and_its_consequences_below() {
         .number("address", 0x3f8)
         .real("exits_per_second", 1234.5)
         .number("tid", 7)
-        .text("place", "io_out 0x80");
+        .text("place", "io_out 0x80")
+        .number("swap_left_bytes", u64::MAX)
+        .real("bytes_per_second", 4_194_304.0)
+        .real("seconds_left", 50.04);
     let mut lost = verdict(&snapshot, Code::QueueLostKick, Subject::queue("d", "0"));
     lost.consequence_of = Some(starved.key());
     let paused = verdict(&snapshot, Code::Paused, Subject::whole("vm")).number("paused_ns", 9);
@@ -58,24 +61,27 @@ fn a_verdict_has_its_evidence_in_units_and_its_consequences_below() {
     );
     let rest: Vec<&str> = lines.skip(2).collect();
     assert_eq!(rest[0], "warning vcpu-starved, vcpu/0: of vcpu-starved");
-    assert!(rest[1].starts_with("  since    20") && rest[1].ends_with(" UTC, 3.000 s ago"));
+    assert!(rest[1].starts_with("  since      20") && rest[1].ends_with(" UTC, 3.000 s ago"));
     let remedy = |code: Code| code.entry().remedy;
     let expected = [
-        "  waiting  50.0 %",
-        "  waiting  1.500 s",
-        "  max      1.5 MiB",
-        "  address  0x3f8",
-        "  exits    1234 a second",
-        "  tid      7",
-        "  place    io_out 0x80",
-        &format!("  remedy   {}", remedy(Code::VcpuStarved)),
+        "  waiting    50.0 %",
+        "  waiting    1.500 s",
+        "  max        1.5 MiB",
+        "  address    0x3f8",
+        "  exits      1234 a second",
+        "  tid        7",
+        "  place      io_out 0x80",
+        "  swap left  no limit",
+        "  grows by   4.0 MiB a second",
+        "  left       50.0 s",
+        &format!("  remedy     {}", remedy(Code::VcpuStarved)),
         "  and therefore",
         "    error queue-lost-kick, device/d/queue/0: of queue-lost-kick",
     ];
-    assert_eq!(rest[2..12], expected);
-    assert!(rest[12].starts_with("      since   20"));
+    assert_eq!(rest[2..15], expected);
+    assert!(rest[15].starts_with("      since   20"));
     let last = format!("      remedy  {}", remedy(Code::QueueLostKick));
-    assert_eq!(rest[13..], [&last, "", "info paused, vm: of paused"]);
+    assert_eq!(rest[16..], [&last, "", "info paused, vm: of paused"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{Look, seconds};
 use crate::heartbeat::Activity;
 use crate::verdict::link::SILENCE;
-use crate::verdict::{Code, Subject, Verdict};
+use crate::verdict::{Code, Severity, Subject, Verdict};
 
 pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     kvm_error(look, verdicts);
@@ -92,7 +92,13 @@ fn triple_fault(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
         );
         let whole = Subject::whole("vm");
         let verdict = Verdict::new(Code::GuestPanic, whole, look.now.at_ns, summary);
-        verdicts.push(verdict.number("triple_faults", count));
+        // One that ended as if it had rebooted may have done so.
+        let is_clean = look.now.has_ended && look.now.failure.is_none();
+        let severity = match is_clean {
+            true => Severity::Warning,
+            false => Severity::Error,
+        };
+        verdicts.push(verdict.at(severity).number("triple_faults", count));
     }
 }
 

@@ -119,3 +119,19 @@ fn what_was_on_its_way_in_a_stopped_vmm_is_no_fault_of_the_disk() {
             .all(|verdict| verdict.consequence_of.is_none())
     );
 }
+
+#[test]
+fn a_triple_fault_is_an_error_and_less_where_the_vm_ended_as_if_it_had_rebooted() {
+    let world = World::new();
+    world.vcpu.exits[2].inc();
+    let judged = || diagnose(None, &world.seen(S), &Thresholds::default());
+    let running = judged();
+    assert_eq!(codes(&running), ["guest-panic"]);
+    assert_eq!(running[0].severity, Severity::Error);
+    world
+        .black_box
+        .finish(crate::blackbox::End::Clean, "the guest rebooted");
+    let ended = judged();
+    assert_eq!(codes(&ended), ["guest-panic"]);
+    assert_eq!(ended[0].severity, Severity::Warning);
+}
