@@ -16,6 +16,8 @@ use crate::reports::{freeze, vitrine};
 const NEAR: f64 = 5.0;
 /// From where on exits a second at one address are a storm, by their number alone.
 const STORM: f64 = 50_000.0;
+/// Or the share of the time, for a tenth of that number.
+const SHARE: f64 = 0.5;
 
 fn guest(words: &str) -> Daemon {
     let arguments = ["--api-sock", "SCRATCH/api.sock", "--id", "boxed"];
@@ -94,6 +96,7 @@ fn a_paused_guest_is_healthy_and_said_to_be_paused() {
     let daemon = guest("loop_pio=0x81");
     let before = SystemTime::now();
     daemon.put("/vm", &json!({"state": "Paused"}));
+    let after = SystemTime::now();
     std::thread::sleep(Duration::from_millis(1500));
     let (document, status) = judged(&daemon, "1");
     let paused = verdict(&document, "paused").unwrap();
@@ -102,9 +105,11 @@ fn a_paused_guest_is_healthy_and_said_to_be_paused() {
         (&json!("info"), &json!("vm"))
     );
     let since = UNIX_EPOCH + Duration::from_millis(paused["since_ms"].as_u64().unwrap());
+    // Milliseconds are cut off, and the host's clock may be slewed.
+    let slack = Duration::from_millis(50);
     assert!(
-        (before..before + Duration::from_secs(2)).contains(&since),
-        "{document}"
+        (before - slack..after + slack).contains(&since),
+        "{before:?} {after:?} {document}"
     );
     assert_eq!(
         (&document["health"], status),
@@ -143,61 +148,41 @@ fn a_guest_that_polls_a_port_is_an_exit_storm_where_it_is_fast_enough() {
                 .unwrap()
         })
     };
-    let is_storm = until("clear rate", || {
-        let (start, before) = (Instant::now(), counted());
-        let (document, status) = judged(&daemon, "1");
-        let (after, wall) = (counted(), start.elapsed().as_secs_f64());
-        let [rate, share] = [0, 1].map(|which| (after[which] - before[which]) / wall);
-        println!(
-            "{rate:.0} exits a second, {:.1} % in their handlers",
-            share * 100.0
-        );
-        let storm = verdict(&document, "exit-storm");
-        // What lies close to a threshold may be on either side of it.
-        let must = rate >= 1.4 * STORM || rate >= 0.14 * STORM && share >= 0.7;
-        let may = rate >= 0.7 * STORM || rate >= 0.07 * STORM && share >= 0.35;
-        if must != may {
-            return Err(document.to_string());
-        }
-        assert_eq!(storm.is_some(), must, "{document}");
-        if let Some(storm) = storm {
-            assert_eq!(storm["subject"], "vcpu/0");
-            assert_eq!(storm["evidence"]["place"], "io_in 0x81");
-            let told = storm["evidence"]["exits_per_second"].as_f64().unwrap();
-            assert!(
-                (0.5 * rate..2.0 * rate).contains(&told),
-                "{told} and {rate}"
-            );
-            assert_eq!(status, Some(3), "{document}");
-        }
-        Ok(must)
-    });
-    if is_storm {
+    let (start, before) = (Instant::now(), counted());
+    let (document, status) = judged(&daemon, "1");
+    let (after, wall) = (counted(), start.elapsed().as_secs_f64());
+    let [rate, share] = [0, 1].map(|which| (after[which] - before[which]) / wall);
+    let percent = share * 100.0;
+    println!("{rate:.0} exits a second, {percent:.1} % in their handlers");
+    // The two measure not quite the same time: close to a threshold it may be on either side.
+    let is_over = |factor: f64| {
+        rate >= factor * STORM || rate >= factor * STORM / 10.0 && share >= factor * SHARE
+    };
+    let Some(storm) = verdict(&document, "exit-storm") else {
+        assert!(!is_over(2.0), "{document}");
+        return;
+    };
+    assert!(is_over(0.5), "{document}");
+    assert_eq!((&storm["subject"], status), (&json!("vcpu/0"), Some(3)));
+    assert_eq!(storm["evidence"]["place"], "io_in 0x81");
+    let told = storm["evidence"]["exits_per_second"].as_f64().unwrap();
+    assert!(
+        (0.5 * rate..2.0 * rate).contains(&told),
+        "{told} and {rate}"
+    );
+    if is_over(2.0) {
         let text = until("storm", || {
             let output = vitrine(&daemon, &["doctor", "boxed"]);
-            let is_seen = String::from_utf8_lossy(&output.stdout).contains("exit-storm");
-            if is_seen {
-                Ok(said(&output, 3))
-            } else {
-                Err(said(&output, 0))
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            match text.contains("exit-storm") {
+                true => Ok(said(&output, 3)),
+                false => Err(text),
             }
         });
-        has(
-            &text,
-            &[
-                "boxed: ",
-                " (health ",
-                "\nwarning exit-storm, vcpu/0: vCPU 0 leaves the guest ",
-            ],
-        );
-        has(
-            &text,
-            &[
-                "\nplace io_in 0x81\n",
-                " a second\n",
-                "\nremedy The guest's driver ",
-            ],
-        );
+        let first = "\nwarning exit-storm, vcpu/0: vCPU 0 leaves the guest ";
+        has(&text, &["boxed: ", " (health ", first]);
+        let remedy = "\nremedy The guest's driver ";
+        has(&text, &["\nplace io_in 0x81\n", " a second\n", remedy]);
     }
 }
 
@@ -265,7 +250,7 @@ fn a_guest_beside_two_busy_programs_is_starved_as_the_kernel_says() {
     drop(busy);
 }
 
-/// A cgroup with a CPU limit of 30 %, of the version that is there; removed at the end.
+/// A cgroup with a CPU limit of 10 %, of the version that is there; removed at the end.
 struct Limited(PathBuf);
 
 impl Limited {
@@ -273,8 +258,8 @@ impl Limited {
     fn new() -> Option<Limited> {
         let name = format!("vitrine-doctor-{}", std::process::id());
         for (root, settings) in [
-            ("/sys/fs/cgroup/cpu", &[("cpu.cfs_quota_us", "30000")][..]),
-            ("/sys/fs/cgroup", &[("cpu.max", "30000 100000")]),
+            ("/sys/fs/cgroup/cpu", &[("cpu.cfs_quota_us", "10000")][..]),
+            ("/sys/fs/cgroup", &[("cpu.max", "10000 100000")]),
         ] {
             let root = Path::new(root);
             let _ = fs::write(root.join("cgroup.subtree_control"), "+cpu");
@@ -314,8 +299,8 @@ fn a_guest_whose_cgroup_is_limited_is_throttled() {
         let (document, status) = judged(&daemon, "3");
         let throttled = verdict(&document, "vcpu-throttled").ok_or(document.to_string())?;
         let share = throttled["evidence"]["throttled_percent"].as_f64().unwrap();
-        // It has 30 % of a CPU; on a busy host it gets less, and is the less throttled.
-        assert!((10.0..=75.0).contains(&share), "{document}");
+        // It has 10 % of a CPU; on a busy host it waits for others, too, and is the less throttled.
+        assert!((10.0..=95.0).contains(&share), "{document}");
         println!("throttled  {share:.1} %");
         assert_eq!((&throttled["subject"], status), (&json!("vcpu/0"), Some(3)));
         Ok(())
