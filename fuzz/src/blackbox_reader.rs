@@ -7,7 +7,8 @@ use std::collections::HashSet;
 
 use observe::blackbox::{HEADER_BYTES, MAGIC};
 use observe::reader::{Snapshot, fuzz_entry};
-use observe::report::{Options, render, render_html, render_top};
+use observe::report::{Options, render, render_diagnosis, render_html, render_top};
+use observe::verdict::{Observation, Thresholds, diagnose};
 use observe::{openmetrics, report};
 
 /// Above what the reader's limits on rows and names allow.
@@ -51,6 +52,7 @@ fn read(bytes: &[u8]) {
             render(&snapshot, options),
             render_html(&snapshot, options),
             render_top(&snapshot, &snapshot),
+            diagnosis(&snapshot),
         ] {
             assert!(page.len() <= PAGE_LIMIT, "{} bytes of page", page.len());
             let harm = page.chars().find(|c| c.is_control() && *c != '\n');
@@ -61,6 +63,13 @@ fn read(bytes: &[u8]) {
         report::since_realtime_ns(&snapshot),
         report::resident_bytes(&snapshot),
     );
+}
+
+/// As `vitrine doctor` tells it.
+fn diagnosis(snapshot: &Snapshot) -> String {
+    let seen = Observation::of(snapshot);
+    let verdicts = diagnose(Some(&seen), &seen, &Thresholds::default());
+    render_diagnosis(snapshot, &verdicts, true)
 }
 
 /// A black box with this directory and these sections, which begin at byte 4096.

@@ -5,17 +5,20 @@ use std::fmt::Write;
 use super::format::{bytes, clean, date, span};
 use super::page::Page;
 use super::scene::Scene;
-use super::{State, events, samples, summary};
+use super::{State, console, events, samples, summary};
 use crate::reader::Snapshot;
-use crate::verdict::{Fact, Severity, Verdict, health, is_fault};
+use crate::verdict::{Code, Fact, Severity, Verdict, health, is_fault};
 
 /// Of the last events of a VM that failed or died, so many.
 const EVENTS: usize = 20;
+/// Most verdicts that are shown.
+const MAX_VERDICTS: usize = 256;
 /// Consequences of consequences are indented so far.
 const MAX_DEPTH: usize = 4;
 
 /// What `verdicts` say of the VM, as plain text: a line that says it all, how the VM lives or ended,
-/// each verdict with its consequences below it, and of a VM that failed or died what led there.
+/// each verdict with its consequences below it, of a VM that failed or died what led there, and the
+/// end of the console where it may say more.
 /// `verdicts` are of the moment of `snapshot`, in [`crate::verdict::diagnose`]'s order. Without
 /// `is_certain` a VM of which nothing bad is known is not called healthy.
 pub fn render_diagnosis(snapshot: &Snapshot, verdicts: &[Verdict], is_certain: bool) -> String {
@@ -24,6 +27,8 @@ pub fn render_diagnosis(snapshot: &Snapshot, verdicts: &[Verdict], is_certain: b
         scene: &scene,
         verdicts,
         shown: vec![false; verdicts.len()],
+        room: MAX_VERDICTS,
+        left_out: 0,
         out: headline(snapshot, verdicts, is_certain),
     };
     let _ = write!(text.out, "\n  {}\n", summary::ending(&scene));
@@ -31,14 +36,33 @@ pub fn render_diagnosis(snapshot: &Snapshot, verdicts: &[Verdict], is_certain: b
         let _ = writeln!(text.out, "  {}", summary::TRUNCATED);
     }
     text.all();
+    if text.left_out > 0 {
+        let _ = writeln!(text.out, "\nand {} more", text.left_out);
+    }
     let mut out = text.out;
-    if State::of(snapshot).is_bad() {
-        let mut page = Page::default();
+    let mut page = Page::default();
+    let is_bad = State::of(snapshot).is_bad();
+    if is_bad {
         samples::show(&scene, &mut page);
         events::show(&scene, EVENTS, &mut page);
-        out.push_str(&page.text());
     }
+    if is_bad || verdicts.iter().any(is_of_the_guest) {
+        console::show(&scene, &mut page);
+    }
+    out.push_str(&page.text());
     out
+}
+
+/// Whether the guest's kernel may have said more on its console.
+fn is_of_the_guest(verdict: &Verdict) -> bool {
+    matches!(
+        verdict.code,
+        Code::GuestPanic
+            | Code::GuestOom
+            | Code::VcpuDeadHalt
+            | Code::VcpuSpin
+            | Code::VcpuSpinIrqsOff
+    )
 }
 
 /// Whether no fault in it means a healthy VM: all of the file is there, and how the VM lives or
@@ -80,6 +104,9 @@ struct Diagnosis<'a> {
     scene: &'a Scene<'a>,
     verdicts: &'a [Verdict],
     shown: Vec<bool>,
+    /// So many more may be shown.
+    room: usize,
+    left_out: usize,
     out: String,
 }
 
@@ -110,6 +137,11 @@ impl Diagnosis<'_> {
             Some(shown) if !*shown => *shown = true,
             _ => return,
         }
+        let Some(room) = self.room.checked_sub(1) else {
+            self.left_out = self.left_out.saturating_add(1);
+            return;
+        };
+        self.room = room;
         let indent = "  ".repeat(depth.min(MAX_DEPTH));
         let before = if depth == 0 { "\n" } else { "" };
         let _ = writeln!(

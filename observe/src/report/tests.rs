@@ -13,6 +13,7 @@ use crate::flight::FlightEvent;
 use crate::heartbeat::Activity;
 use crate::host::MemoryBlock;
 use crate::reader::tests::{bytes_of, genuine, snapshot, with_directory};
+use crate::verdict::{Observation, Thresholds, diagnose};
 use toys::{Queue, Toys};
 
 /// `text` with its runs of spaces as one.
@@ -293,6 +294,11 @@ fn all_forms(bytes: &[u8]) {
     is_harmless(&render_html(&snapshot, Options::default()));
     is_harmless(&render_top(&snapshot, &whole));
     is_harmless(&render_top(&whole, &snapshot));
+    for (earlier, now) in [(&snapshot, &whole), (&whole, &snapshot)] {
+        let seen = (Observation::of(earlier), Observation::of(now));
+        let verdicts = diagnose(Some(&seen.0), &seen.1, &Thresholds::default());
+        is_harmless(&render_diagnosis(now, &verdicts, false));
+    }
     let _ = (since_realtime_ns(&snapshot), resident_bytes(&snapshot));
 }
 

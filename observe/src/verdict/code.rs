@@ -80,10 +80,10 @@ codes! {
         "The guest has stopped itself: look at its console and at its last exits, and reset or restart it.";
     VcpuSpinIrqsOff, "vcpu-spin-irqs-off", Error,
         "Runs without end and takes no interrupts.",
-        "A kernel function of the guest loops with interrupts off: the function is named in the evidence. Send an NMI for its stack, then restart it.";
+        "A kernel function of the guest loops with interrupts off: send it an NMI (POST /observe/nmi) for the stacks on its console, then restart it.";
     VcpuSpin, "vcpu-spin", Warning,
         "Runs without end in its kernel and makes no progress.",
-        "A kernel function of the guest loops: the function is named in the evidence. Send an NMI for its stacks.";
+        "A kernel function of the guest loops; where its kernel said so, its words are in the evidence. Send it an NMI (POST /observe/nmi) for the stacks on its console.";
     VcpuStarved, "vcpu-starved", Warning,
         "Wants to run, and the host gives it no CPU.",
         "Others use its host CPU: move them away, give the VM CPUs of its own, or a larger CPU weight.";
@@ -107,7 +107,7 @@ codes! {
         "Something in the guest sets a very short timer: look at its timers (/proc/timer_list), or raise its slack.";
     GuestPanic, "guest-panic", Error,
         "The guest's kernel died.",
-        "Look at the last lines of its console and at its last events. Restart it.";
+        "Its last words are at the end of its console: `vitrine report` shows them. Restart it.";
     KvmError, "kvm-error", Error,
         "KVM cannot go on with the guest.",
         "The guest's state is one that this host cannot run: the reason is in the evidence. Report it with the black box.";

@@ -146,6 +146,17 @@ fn of_a_vm_that_failed_the_last_events_are_shown_and_of_one_that_ended_none() {
 }
 
 #[test]
+fn very_many_verdicts_are_not_all_shown() {
+    let snapshot = seen(true);
+    let one = |vcpu| verdict(&snapshot, Code::VcpuStarved, Subject::vcpu(vcpu));
+    let all: Vec<Verdict> = (0..300).map(one).collect();
+    let text = render_diagnosis(&snapshot, &all, true);
+    assert!(text.starts_with("vm1: 300 warnings (health 0 of 100)\n"));
+    assert_eq!(text.matches("\nwarning ").count(), 256);
+    assert!(text.ends_with("\n\nand 44 more\n"), "{text}");
+}
+
+#[test]
 fn nothing_found_in_what_is_not_all_is_not_called_healthy() {
     for is_cut in [true, false] {
         let mut snapshot = seen(true);

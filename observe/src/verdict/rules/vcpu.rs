@@ -1,5 +1,7 @@
 //! vCPUs: starved, throttled, stuck in a handler, storms.
 
+use std::collections::HashMap;
+
 use super::{Look, percent, seconds};
 use crate::heartbeat::Activity;
 use crate::ledger::{Account, between};
@@ -199,13 +201,13 @@ impl<'a> Pair<'a> {
             return;
         }
         let limits = self.look.limits;
+        let places = self.earlier.places.iter();
+        let earlier: HashMap<&str, (u64, u64)> = places
+            .map(|(place, count, ns)| (place.as_str(), (*count, *ns)))
+            .collect();
         let rates = self.now.places.iter().map(|(place, count, ns)| {
-            let earlier = self
-                .earlier
-                .places
-                .iter()
-                .find(|(there, ..)| there == place);
-            let (before, before_ns) = earlier.map_or((0, 0), |(_, count, ns)| (*count, *ns));
+            let earlier = earlier.get(place.as_str());
+            let (before, before_ns) = earlier.copied().unwrap_or_default();
             let exits = count.saturating_sub(before) as f64 / wall;
             let share = ns.saturating_sub(before_ns) as f64 / 1e9 / wall;
             (place, exits, share)

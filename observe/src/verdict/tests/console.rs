@@ -215,3 +215,25 @@ fn a_guest_that_says_nothing_of_the_kind_gets_no_verdict() {
     let verdicts = diagnose(None, &world.seen(S), &Thresholds::default());
     assert_eq!(verdicts, []);
 }
+
+#[test]
+fn what_the_guest_said_is_shown_below_a_verdict_about_its_kernel() {
+    for (kind, words, is_shown) in [
+        ("panic", "Kernel panic - not syncing: Oops\n", true),
+        ("oom_kill", "Out of memory: Killed process 7 (a)\n", true),
+        ("io_error", "I/O error, dev vda, sector 8\n", false),
+    ] {
+        let (world, watch) = world(&["root"]);
+        says(&world, &watch, kind, 100 * S, words);
+        let snapshot = world.snapshot(200 * S);
+        let verdicts = diagnose(None, &Observation::of(&snapshot), &Thresholds::default());
+        let text = crate::report::render_diagnosis(&snapshot, &verdicts, true);
+        let mut lines = text.lines();
+        assert!(
+            lines.any(|line| line.starts_with("  line ") && line.ends_with(words.trim())),
+            "{text}"
+        );
+        let heading = "\nWhat the guest's kernel complained of\n";
+        assert_eq!(text.contains(heading), is_shown, "{text}");
+    }
+}
