@@ -70,6 +70,9 @@ fn a_vmm_without_a_pulse_is_stopped() {
     assert_eq!(*fact(&verdicts[0], "silent_ns"), Fact::Number(7 * S));
     let pid = Fact::Number(std::process::id().into());
     assert_eq!(*fact(&verdicts[0], "pid"), pid);
+    // One that is still being built.
+    assert_eq!(judged(20 * S, Some(true)), []);
+    assert_eq!(codes(&judged(19 * S, Some(true))), ["vmm-thread-stuck"]);
     // Of one of which nothing tells whether it lives, the last sign of life is no news.
     assert_eq!(judged(7 * S, None), []);
 }
