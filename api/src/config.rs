@@ -1,11 +1,13 @@
 //! What the VM is to be, as said so far: each part judged when it is given, and all of it turned
 //! into a [`VmSpec`] when the VM starts. A part that is refused leaves the rest as it was.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use vmm::{
-    BlackBoxSpec, BootSpec, DriveSpec, Entry, NetSpec, SerialInput, SerialOutput, SerialSpec,
+    BlackBoxSpec, BootSpec, DriveSpec, Entry, Limits, NetSpec, SerialInput, SerialOutput,
+    SerialSpec,
 };
 use vmm::{SpecError, VmSpec, validate};
 
@@ -74,6 +76,8 @@ pub struct Fixed {
     pub black_box: BlackBoxSpec,
     /// Where unpacked kernels are kept, if anywhere.
     pub kernel_cache: Option<std::path::PathBuf>,
+    /// What the VM is judged by.
+    pub limits: Arc<Limits>,
 }
 
 /// The configuration.
@@ -316,6 +320,7 @@ impl Config {
             },
             black_box: self.fixed.black_box.clone(),
             stop_deadline: STOP_DEADLINE,
+            limits: self.fixed.limits.clone(),
         })
     }
 }

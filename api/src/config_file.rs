@@ -1,15 +1,17 @@
-//! `--config-file`: a whole VM in one JSON file, in Firecracker's format. What GET /vm/config
-//! answers can be given back here.
+//! `--config-file`: a whole VM in one JSON file, in Firecracker's format, and a policy. What
+//! GET /vm/config answers can be given back here.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use crate::config::{Config, ConfigError};
 use crate::logging::{LogControl, SinkError};
 use crate::metrics_file;
+use crate::policy::Rulebook;
 use crate::wire::{self, BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire};
 use crate::wire::{MetricsWire, SerialWire, WireError};
 
@@ -65,6 +67,7 @@ struct ConfigFileWire {
     mmds_config: Option<IgnoredAny>,
     pmem: Option<Vec<IgnoredAny>>,
     vsock: Option<IgnoredAny>,
+    policy: Option<Value>,
 }
 
 impl ConfigFileWire {
@@ -88,12 +91,17 @@ impl ConfigFileWire {
     }
 }
 
-/// Reads the file into `config` and `log`. Metrics begin when what [`Config::metrics`] says is
+/// Reads the file into `config`, `log` and `rulebook`. Metrics begin when what [`Config::metrics`] says is
 /// opened.
 ///
 /// # Errors
 /// The first thing that is wrong; what was read before it may have been applied.
-pub fn load(path: &Path, config: &mut Config, log: &LogControl) -> Result<(), ConfigFileError> {
+pub fn load(
+    path: &Path,
+    config: &mut Config,
+    log: &LogControl,
+    rulebook: &Rulebook,
+) -> Result<(), ConfigFileError> {
     let text = std::fs::read(path).map_err(|source| ConfigFileError::Read {
         path: path.to_owned(),
         source,
@@ -111,6 +119,10 @@ pub fn load(path: &Path, config: &mut Config, log: &LogControl) -> Result<(), Co
         "a section",
         file.refuse_unsupported().map_err(ConfigError::Wire),
     )?;
+    if let Some(policy) = &file.policy {
+        let judged = wire::policy::of(policy).map(|policy| rulebook.set(policy));
+        part("policy", judged.map_err(ConfigError::Wire))?;
+    }
     if let Some(logger) = file.logger {
         log.apply(&logger).map_err(ConfigFileError::Log)?;
         config.note_logger(logger);

@@ -22,6 +22,7 @@ pub mod machine;
 pub mod metrics;
 pub mod metrics_file;
 pub mod observation;
+pub mod policy;
 pub mod query;
 pub mod record;
 pub mod routes;

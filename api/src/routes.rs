@@ -48,6 +48,10 @@ pub enum Endpoint {
     Dump,
     /// POST /observe/nmi
     Nmi,
+    /// GET /policy
+    Policy,
+    /// PUT /policy
+    PutPolicy,
     /// What this build refuses, and its name for people.
     NotSupported(&'static str),
 }
@@ -149,8 +153,8 @@ pub const ROUTES: &[Route] = &[
     row("GET", "/observe/trace", Endpoint::Trace),
     row("POST", "/observe/dump", Endpoint::Dump),
     row("POST", "/observe/nmi", Endpoint::Nmi),
-    row("GET", "/policy", Later("the policy")),
-    row("PUT", "/policy", Later("the policy")),
+    row("GET", "/policy", Endpoint::Policy),
+    row("PUT", "/policy", Endpoint::PutPolicy),
 ];
 
 /// Finds the row of a request, and the id in its path (empty where the row has none).

@@ -27,6 +27,7 @@ use crate::logging::{LogControl, SinkError};
 use crate::machine::{Command, Launcher, Machine, MachineError, MachineState};
 use crate::metrics::RequestCounts;
 use crate::metrics_file::{MetricsFile, MetricsFileError};
+use crate::policy::Rulebook;
 use crate::record::Recorder;
 use crate::routes::{self, Endpoint, Route};
 use crate::trace::{TraceRefusal, Tracing};
@@ -106,6 +107,8 @@ pub struct SessionParts {
     pub metrics_file: Arc<MetricsFile>,
     /// What PUT /logger changes.
     pub log: Arc<LogControl>,
+    /// What GET and PUT /policy are about.
+    pub rulebook: Arc<Rulebook>,
     /// How long things may take.
     pub deadlines: Deadlines,
 }
@@ -126,6 +129,7 @@ pub struct Session {
     deadlines: Deadlines,
     events: Arc<EventLog>,
     metrics_file: Arc<MetricsFile>,
+    rulebook: Arc<Rulebook>,
     followers: Followers,
     tracing: Tracing,
     dumping: Dumping,
@@ -151,6 +155,7 @@ impl Session {
             deadlines: parts.deadlines,
             events: parts.events,
             metrics_file: parts.metrics_file,
+            rulebook: parts.rulebook,
             followers: Followers::default(),
             tracing: Tracing::default(),
             dumping: Dumping::default(),
@@ -213,6 +218,7 @@ impl Session {
             .into()),
             Endpoint::Events => self.events(&request.target),
             Endpoint::Trace => self.trace(&request.target),
+            Endpoint::Policy => Ok(self.policy()),
             endpoint => {
                 self.change(endpoint, id, &request.body).await?;
                 self.events.push(Event::Request {
@@ -268,6 +274,11 @@ impl Session {
             }
             Endpoint::Logger => self.put_logger(body).await,
             Endpoint::PutMetrics => self.put_metrics(body).await,
+            // Takes no turn: it holds at any time, also while the VM starts.
+            Endpoint::PutPolicy => {
+                self.rulebook.set(wire::policy::parse(body)?);
+                Ok(())
+            }
             // The reads are answered above.
             _ => Ok(()),
         }

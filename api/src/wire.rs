@@ -1,17 +1,20 @@
 //! The bodies of requests and answers, as JSON has them: one type for each of Firecracker's that
 //! this build serves. Nothing here touches the host.
 //!
-//! Every optional field is an [`Option`], so that `null` means absent; unknown fields are refused.
+//! Every optional field is an [`Option`], so that `null` means absent; unknown fields are refused. The
+//! [`policy`] is Vitrine's own and is read by hand, so that each refusal says what is allowed.
 
 pub mod boot_source;
 pub mod drive;
 pub mod dump;
 pub mod error;
+pub mod fields;
 pub mod id;
 pub mod logger;
 pub mod machine_config;
 pub mod metrics;
 pub mod network;
+pub mod policy;
 pub mod rate_limiter;
 pub mod vm;
 

@@ -4,6 +4,7 @@ mod support;
 
 use api::config_file::load;
 use api::logging::LogControl;
+use api::policy::Rulebook;
 use serde_json::{Value, json};
 
 /// The outcome of loading `value`, and the configuration as GET /vm/config tells it.
@@ -12,7 +13,12 @@ fn outcome(value: &str) -> (Result<(), String>, Value) {
     let path = directory.join("vm.json");
     std::fs::write(&path, value).unwrap();
     let mut config = support::config();
-    let loaded = load(&path, &mut config, &LogControl::new("vm1"));
+    let loaded = load(
+        &path,
+        &mut config,
+        &LogControl::new("vm1"),
+        &Rulebook::default(),
+    );
     let full = serde_json::to_value(config.full()).unwrap();
     std::fs::remove_dir_all(&directory).unwrap();
     (
@@ -37,7 +43,7 @@ fn whole() -> Value {
         "machine-config": {"vcpu_count": 2, "mem_size_mib": 64, "cpu_template": null},
         "network-interfaces": [], "logger": {"level": "Warn"}, "serial": {},
         "vsock": null, "balloon": null, "cpu-config": null, "metrics": null, "mmds-config": null,
-        "entropy": null, "pmem": [], "memory-hotplug": null,
+        "entropy": null, "pmem": [], "memory-hotplug": null, "policy": null,
     })
 }
 
@@ -55,6 +61,11 @@ fn a_whole_vm_is_read_and_what_is_told_can_be_read_again() {
 #[test]
 fn what_is_wrong_is_named() {
     for (key, value, texts) in [
+        (
+            "policy",
+            json!({"limits": {}}),
+            ["policy in the configuration file", "`limits` is not known"],
+        ),
         ("bootsource", json!({}), ["unknown field", "bootsource"]),
         (
             "vsock",
@@ -103,6 +114,36 @@ fn what_is_wrong_is_named() {
     assert!(outcome("{").0.unwrap_err().contains("not valid"));
     assert!(outcome("{}").0.unwrap_err().contains("boot-source"));
     let mut config = support::config();
-    let absent = load("/no/file".as_ref(), &mut config, &LogControl::new("x")).unwrap_err();
+    let absent = load(
+        "/no/file".as_ref(),
+        &mut config,
+        &LogControl::new("x"),
+        &Rulebook::default(),
+    )
+    .unwrap_err();
     assert!(absent.to_string().contains("/no/file"));
+}
+
+#[test]
+fn a_policy_in_the_file_holds_and_one_that_is_refused_does_not() {
+    let directory = support::scratch();
+    let path = directory.join("vm.json");
+    let rulebook = Rulebook::default();
+    let read = |policy: Value| {
+        let mut file = whole();
+        file["policy"] = policy;
+        std::fs::write(&path, file.to_string()).unwrap();
+        load(
+            &path,
+            &mut support::config(),
+            &LogControl::new("vm1"),
+            &rulebook,
+        )
+        .is_ok()
+    };
+    assert!(read(json!({"thresholds": {"storm_exits": 9}})));
+    assert!(!read(json!({"thresholds": {"storm_exits": -9}})));
+    std::fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(rulebook.read().thresholds.storm_exits, 9.0);
+    assert_eq!(rulebook.limits().read().storm_exits, 9.0);
 }

@@ -35,6 +35,10 @@ pub fn run(bytes: &[u8]) {
     round::<ActionWire>(body);
     round::<RateLimiterWire>(body);
     round::<TokenBucketWire>(body);
+    if let Some(policy) = told(wire::policy::parse(body)) {
+        let shown = wire::policy::document(&policy);
+        assert!(told(wire::policy::of(&shown)).is_some());
+    }
 }
 
 /// What came of it; of an error the text, which must be there.

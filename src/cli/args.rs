@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use api::http::DEFAULT_MAX_BODY_BYTES;
+use api::policy::{self, PolicyFileError, Rulebook};
 use api::vmm::trace::{DEFAULT_PERIOD_MS, PERIOD_MS};
 use api::wire::LevelWire;
 use clap::{Args, Parser, Subcommand};
@@ -283,9 +284,8 @@ pub struct DaemonArgs {
     pub black_box: BlackBoxArgs,
     #[command(flatten)]
     pub kernel_cache: KernelCacheArgs,
-    /// Thresholds and actions per verdict (no effect in this build)
-    #[arg(long, value_name = "FILE")]
-    pub policy: Option<PathBuf>,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
 }
 
 impl DaemonArgs {
@@ -301,7 +301,6 @@ impl DaemonArgs {
             ("--parent-cpu-time-us", self.parent_cpu_time_us.is_some()),
             ("--mmds-size-limit", self.mmds_size_limit.is_some()),
             ("--enable-pci", self.enable_pci),
-            ("--policy", self.policy.is_some()),
         ];
         flags
             .iter()
@@ -319,6 +318,27 @@ pub struct BlackBoxArgs {
     /// Keep the black box after a clean end
     #[arg(long)]
     pub keep_blackbox: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct PolicyArgs {
+    /// What is done about verdicts: the body of PUT /policy
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+}
+
+impl PolicyArgs {
+    /// Has `rulebook` go by the file, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read, or is refused.
+    pub fn apply(&self, rulebook: &Rulebook) -> Result<(), PolicyFileError> {
+        let policy = self.policy.as_deref().map(policy::load).transpose()?;
+        if let Some(policy) = policy {
+            rulebook.set(policy);
+        }
+        Ok(())
+    }
 }
 
 #[derive(Args, Debug)]
@@ -382,6 +402,8 @@ pub struct RunArgs {
     pub black_box: BlackBoxArgs,
     #[command(flatten)]
     pub kernel_cache: KernelCacheArgs,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
 }
 
 fn parse_id(text: &str) -> Result<String, String> {

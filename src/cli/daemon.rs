@@ -9,6 +9,7 @@ use api::http::Options;
 use api::logging::LogControl;
 use api::machine::{Launcher, Machine};
 use api::metrics_file::MetricsFile;
+use api::policy::Rulebook;
 use api::record;
 use api::server::{Server, Socket};
 use api::session::{Deadlines, SessionParts};
@@ -73,11 +74,13 @@ fn prepare(arguments: DaemonArgs, socket: Option<Socket>) -> Result<Prepared, Fa
         ..Options::default()
     };
     let metrics_file = MetricsFile::new(&id, Arc::clone(&log));
+    let rulebook = Arc::<Rulebook>::default();
     let mut config = Config::new(Fixed {
         id,
         serial_input: SerialInput::Stdin,
         black_box: black_box::spec(&black_box_name, arguments.black_box),
         kernel_cache: arguments.kernel_cache.folder(),
+        limits: rulebook.limits(),
     });
     if let Some(path) = arguments.metrics_path {
         config.note_metrics(MetricsWire {
@@ -87,8 +90,9 @@ fn prepare(arguments: DaemonArgs, socket: Option<Socket>) -> Result<Prepared, Fa
     }
     let mut machine = None;
     if let Some(path) = &arguments.config_file {
-        config_file::load(path, &mut config, &log).map_err(Failure::misuse)?;
+        config_file::load(path, &mut config, &log, &rulebook).map_err(Failure::misuse)?;
     }
+    arguments.policy.apply(&rulebook).map_err(Failure::misuse)?;
     if let Some(metrics) = config.metrics() {
         metrics_file.open(metrics).map_err(Failure::misuse)?;
     }
@@ -104,6 +108,7 @@ fn prepare(arguments: DaemonArgs, socket: Option<Socket>) -> Result<Prepared, Fa
         events,
         metrics_file: Arc::clone(&metrics_file),
         log,
+        rulebook,
         deadlines: Deadlines::default(),
     };
     let server = socket

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use api::config::{Config, ConfigError, Fixed};
 use api::logging::LogControl;
+use api::policy::Rulebook;
 use api::vmm::SerialInput;
 use api::wire::{BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire};
 
@@ -29,11 +30,14 @@ pub fn run(arguments: RunArgs) -> Result<(), Failure> {
         ..LoggerWire::default()
     };
     log.apply(&level).map_err(Failure::misuse)?;
+    let rulebook = Rulebook::default();
+    arguments.policy.apply(&rulebook).map_err(Failure::misuse)?;
     let fixed = Fixed {
         id,
         serial_input: SerialInput::Terminal,
         black_box: black_box::spec(&black_box_name, arguments.black_box),
         kernel_cache: arguments.kernel_cache.folder(),
+        limits: rulebook.limits(),
     };
     let mut config = Config::new(fixed);
     let request = Request {

@@ -11,6 +11,7 @@ mod dump;
 mod health;
 mod kills;
 mod observation;
+mod policy;
 mod refusals;
 mod reports;
 mod scrape;

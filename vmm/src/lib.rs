@@ -60,4 +60,4 @@ pub use spec::{
 pub use validate::SpecError;
 pub use vcpu::exit::ResetCause;
 pub use vm::{CommandError, LaunchError, Outcome, Reply, Vm, VmEvent};
-pub use watcher::judge::Standing;
+pub use watcher::judge::{Limits, Standing};

@@ -2,9 +2,11 @@
 //! or by an embedder; consumed by [`crate::Vm::launch`].
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::validate;
+use crate::watcher::judge::Limits;
 
 pub use memory::{Backing, MemorySpec};
 
@@ -36,6 +38,8 @@ pub struct VmSpec {
     pub black_box: BlackBoxSpec,
     /// How long each step of an orderly stop may take before the VM is given up.
     pub stop_deadline: Duration,
+    /// From where on a number is a verdict; can be changed while the VM runs.
+    pub limits: Arc<Limits>,
 }
 
 /// What to boot. The format is found out: bzImage, ELF with a PVH note, ELF 64-bit.
@@ -186,6 +190,7 @@ impl VmSpec {
             serial: SerialSpec::default(),
             black_box: BlackBoxSpec::default(),
             stop_deadline: Duration::from_secs(5),
+            limits: Arc::default(),
         }
     }
 

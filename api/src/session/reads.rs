@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use vmm::observe::clock::monotonic_ns;
-use vmm::observe::verdict::{Observation, Thresholds, diagnose};
+use vmm::observe::verdict::{Observation, diagnose};
 use vmm::trace;
 
 use super::{Session, SessionError};
@@ -17,7 +17,7 @@ use crate::http::Response;
 use crate::metrics;
 use crate::observation::{self, Details, Subject};
 use crate::query::Query;
-use crate::wire::{DumpWire, InstanceInfoWire, WireError};
+use crate::wire::{self, DumpWire, InstanceInfoWire, WireError};
 
 /// Pausing, resuming and settling a dump, beyond the time for its bytes.
 const DUMP_GRACE: Duration = Duration::from_secs(60);
@@ -87,11 +87,20 @@ impl Session {
             return Ok(Response::json(&document));
         }
         let snapshot = machine.snapshot().map_err(SessionError::BlackBox)?;
-        let verdicts = diagnose(None, &Observation::of(&snapshot), &Thresholds::default());
+        let verdicts = diagnose(
+            None,
+            &Observation::of(&snapshot),
+            &self.rulebook.read().thresholds,
+        );
         Ok(Response::json(&health::document(
             &verdicts,
             health::dates(),
         )))
+    }
+
+    /// GET /policy: all of it, defaults too.
+    pub(super) fn policy(&self) -> Response {
+        Response::json(&wire::policy::document(&self.rulebook.read()))
     }
 
     /// GET /observe/events.

@@ -67,6 +67,24 @@ pub enum WireError {
         /// What to give.
         remedy: &'static str,
     },
+    /// A field of Vitrine's own with a value that it cannot have.
+    #[error("`{field}` cannot be {value}; give {allowed}")]
+    BadField {
+        /// Where it is.
+        field: String,
+        /// Its value.
+        value: String,
+        /// What it can be.
+        allowed: String,
+    },
+    /// A field that nobody knows.
+    #[error("`{field}` is not known; give {known}, or leave it out")]
+    UnknownField {
+        /// Where it is.
+        field: String,
+        /// What is known there.
+        known: String,
+    },
     /// Something of the API that is to come.
     #[error("{what} is not supported by this build; {remedy}")]
     NotSupported {

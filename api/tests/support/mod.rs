@@ -14,6 +14,7 @@ use api::http::Options;
 use api::logging::LogControl;
 use api::machine::{Command, Launcher, Machine, MachineError, MachineState, Reply};
 use api::metrics_file::MetricsFile;
+use api::policy::Rulebook;
 use api::record;
 use api::server::{Server, Socket};
 use api::session::{Deadlines, SessionParts};
@@ -144,6 +145,7 @@ pub struct TestServer {
     pub directory: PathBuf,
     pub launcher: Arc<FakeLauncher>,
     pub events: Arc<EventLog>,
+    pub rulebook: Arc<Rulebook>,
     server: Option<Server>,
 }
 
@@ -162,6 +164,7 @@ pub fn config() -> Config {
         serial_input: SerialInput::Nothing,
         black_box: BlackBoxSpec::default(),
         kernel_cache: None,
+        limits: Arc::default(),
     })
 }
 
@@ -181,6 +184,7 @@ impl TestServer {
         }
         let launcher = Arc::new(launcher);
         let events: Arc<EventLog> = Arc::default();
+        let rulebook: Arc<Rulebook> = Arc::default();
         let parts = SessionParts {
             config: config(),
             machine: None,
@@ -188,6 +192,7 @@ impl TestServer {
             events: events.clone(),
             metrics_file: MetricsFile::new("vm1", LogControl::new("vm1")),
             log: LogControl::new("vm1"),
+            rulebook: rulebook.clone(),
             deadlines,
         };
         let socket = Socket::bind(&directory.join("api.sock")).unwrap();
@@ -196,6 +201,7 @@ impl TestServer {
             directory,
             launcher,
             events,
+            rulebook,
             server,
         }
     }

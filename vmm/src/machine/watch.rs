@@ -1,5 +1,7 @@
 //! What the watcher of a machine looks at.
 
+use std::sync::Arc;
+
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::GuestRam;
 use observe::BlackBox;
@@ -41,7 +43,7 @@ pub fn watcher(
     let mut memory = MemorySampler::new(black_box, &regions(ram))?;
     let mut follower = Follower::new(open_reader(black_box)?, judge::is_wanted);
     let mut ledger = LedgerSampler::new(black_box, fds.len())?;
-    let mut judge = Judge::new(owner.clone());
+    let mut judge = Judge::new(owner.clone(), Arc::clone(&spec.limits));
     let rows = Rows {
         tasks: &tasks,
         kvm: of_vcpus.first(),

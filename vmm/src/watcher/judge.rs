@@ -37,6 +37,24 @@ impl Board {
     }
 }
 
+/// The thresholds that a VM is judged by. They can be changed while it runs, by whoever made its
+/// [`VmSpec`](crate::VmSpec). The lock is held for as long as it takes to swap or to clone a pointer.
+#[derive(Debug, Default)]
+pub struct Limits(Mutex<Arc<Thresholds>>);
+
+impl Limits {
+    /// What holds now.
+    pub fn read(&self) -> Arc<Thresholds> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Has the next judgement go by these.
+    pub fn set(&self, thresholds: Thresholds) {
+        let thresholds = Arc::new(thresholds);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = thresholds;
+    }
+}
+
 /// Whom a machine's parts tell what happens.
 #[derive(Clone)]
 pub struct Owner {
@@ -49,7 +67,7 @@ pub struct Owner {
 /// Judges once a second.
 pub struct Judge {
     engine: Engine,
-    thresholds: Thresholds,
+    limits: Arc<Limits>,
     owner: Owner,
 }
 
@@ -75,11 +93,11 @@ pub fn is_wanted(section: &str) -> bool {
 }
 
 impl Judge {
-    /// With the default thresholds.
-    pub fn new(owner: Owner) -> Self {
+    /// By these thresholds, as they are at each judgement.
+    pub fn new(owner: Owner, limits: Arc<Limits>) -> Self {
         Judge {
             engine: Engine::default(),
-            thresholds: Thresholds::default(),
+            limits,
             owner,
         }
     }
@@ -88,7 +106,7 @@ impl Judge {
     pub fn judge(&mut self, snapshot: &Snapshot) {
         let observation = Observation::of(snapshot);
         let at_ns = observation.at_ns;
-        let changes = self.engine.step(observation, &self.thresholds);
+        let changes = self.engine.step(observation, &self.limits.read());
         self.owner.board.write(Standing {
             at_ns,
             verdicts: self.engine.standing(),

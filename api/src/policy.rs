@@ -1,0 +1,81 @@
+//! What is done about verdicts, as an operator wants it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm::Limits;
+use vmm::observe::verdict::Thresholds;
+
+use crate::wire::{self, WireError};
+
+/// What an operator can say. The default is to tell, and to do nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Policy {
+    /// From where on a number is a verdict.
+    pub thresholds: Thresholds,
+}
+
+/// The policy that holds now. It can be changed at any time, before the VM starts and after.
+///
+/// The lock is held for as long as it takes to swap or to clone a pointer.
+#[derive(Debug, Default)]
+pub struct Rulebook {
+    policy: Mutex<Arc<Policy>>,
+    limits: Arc<Limits>,
+}
+
+impl Rulebook {
+    /// The policy.
+    pub fn read(&self) -> Arc<Policy> {
+        // A panic cannot leave a pointer half swapped.
+        Arc::clone(&self.policy.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces it. The thresholds hold from the next judgement on, which is a second away at most.
+    pub fn set(&self, policy: Policy) {
+        self.limits.set(policy.thresholds.clone());
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// What VMs are judged by.
+    pub fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits)
+    }
+}
+
+/// Why a policy file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyFileError {
+    /// It cannot be read.
+    #[error("the policy file {} cannot be read: {source}; give a readable file with --policy", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is no policy.
+    #[error("the policy file {} is refused: {source}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: WireError,
+    },
+}
+
+/// Reads `--policy FILE`: the body of PUT /policy.
+///
+/// # Errors
+/// It cannot be read, or PUT /policy would refuse it.
+pub fn load(path: &Path) -> Result<Policy, PolicyFileError> {
+    let text = std::fs::read(path).map_err(|source| PolicyFileError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    wire::policy::parse(&text).map_err(|source| PolicyFileError::Refused {
+        path: path.to_owned(),
+        source,
+    })
+}

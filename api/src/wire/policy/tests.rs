@@ -1,0 +1,76 @@
+use super::*;
+use vmm::observe::verdict::Thresholds;
+
+fn refusal(value: &Value) -> String {
+    of(value).unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_left_out_has_its_default_and_all_of_it_is_taken_back() {
+    let empty = of(&json!({})).unwrap();
+    assert_eq!(empty, Policy::default());
+    let given = json!({ "thresholds": { "starved_share": 0.5, "spin_ms": 1500, "raise_ms": 0 } });
+    let policy = of(&given).unwrap();
+    assert_eq!(policy.thresholds.spin_ns, 1_500_000_000);
+    assert_eq!(policy.thresholds.raise_ns, 0);
+    assert_eq!(
+        policy.thresholds.handler_ns,
+        Thresholds::default().handler_ns
+    );
+    let told = document(&policy);
+    assert_eq!(told["thresholds"]["starved_share"], 0.5);
+    assert_eq!(of(&told).unwrap(), policy);
+}
+
+#[test]
+fn every_threshold_can_be_set_by_its_name() {
+    let debug = format!("{:?}", Thresholds::default());
+    let fields = debug.trim_start_matches("Thresholds { ").split(", ");
+    let fields = fields.filter_map(|field| field.split_once(':'));
+    let expected: Vec<String> = fields.map(|(name, _)| name.replace("_ns", "_ms")).collect();
+    assert!(expected.len() > 20, "{debug}");
+    assert_eq!(thresholds::names(), expected);
+    for name in thresholds::names() {
+        let policy = of(&json!({ "thresholds": { name: 1 } })).unwrap();
+        assert_eq!(document(&policy)["thresholds"][name].as_f64(), Some(1.0));
+    }
+}
+
+#[test]
+fn a_refusal_names_the_field_the_value_and_what_is_allowed() {
+    for (given, words) in [
+        (
+            json!({ "thresholds": { "starved_share": 1.5 } }),
+            "`thresholds.starved_share` cannot be 1.5; give a number above 0 and up to 1",
+        ),
+        (
+            json!({ "thresholds": { "spin_ms": "5s" } }),
+            "`thresholds.spin_ms` cannot be \"5s\"; give a whole number from 1 to 86400000",
+        ),
+        (
+            json!({ "thresholds": 7 }),
+            "`thresholds` cannot be 7; give an object in braces",
+        ),
+        (
+            json!([]),
+            "`the body` cannot be []; give an object in braces",
+        ),
+    ] {
+        assert_eq!(refusal(&given), words);
+    }
+    let unknown = refusal(&json!({ "thresholds": { "spin_ns": 5 } }));
+    assert!(unknown.starts_with("`thresholds.spin_ns` is not known; give starved_share, "));
+    let long = refusal(&json!({ "thresholds": "x".repeat(500) }));
+    assert!(long.len() < 150, "{long}");
+}
+
+#[test]
+fn the_documentation_has_every_threshold_with_its_default() {
+    let page = include_str!("../../../../docs/policy.md");
+    let told = document(&Policy::default());
+    for (name, value) in told["thresholds"].as_object().unwrap() {
+        let value = value.as_f64().unwrap();
+        let row = format!("| `{name}` | {value} | ");
+        assert!(page.contains(&row), "docs/policy.md lacks {row:?}");
+    }
+}
