@@ -76,13 +76,50 @@ pub enum Event {
         /// The lines before it, oldest first.
         before: Vec<String>,
     },
+    /// A run of the VM is over, and another one follows.
+    Restarting {
+        /// The run that is over.
+        run: u64,
+        /// `failed`, `guest-panic` or `reboot`.
+        cause: &'static str,
+        /// How it ended.
+        detail: String,
+        /// In so many milliseconds.
+        wait_ms: u64,
+    },
+    /// A run begins that is not the first.
+    Run {
+        /// Its number.
+        run: u64,
+        /// Where the black box of the run before is kept.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kept_black_box: Option<String>,
+    },
     /// The VM is gone: the last event.
     Ended {
         /// Not as guest or operator wanted.
         failed: bool,
         /// How.
         detail: String,
+        /// Its runs, oldest first, if there were several.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        runs: Vec<RunWire>,
     },
+}
+
+/// A run of a VM that was started several times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunWire {
+    /// Its number, from 1.
+    pub run: u64,
+    /// When it began, in milliseconds since 1970.
+    pub began_ms: u64,
+    /// When it ended.
+    pub ended_ms: u64,
+    /// How.
+    pub detail: String,
+    /// Where its black box lies, if it is still there.
+    pub black_box: Option<String>,
 }
 
 /// How far a dump is.
@@ -194,21 +231,39 @@ impl Event {
                     stage => stage,
                 },
             },
-            Event::Ended { failed, detail } => Event::Ended {
+            Event::Ended {
+                failed,
+                detail,
+                runs,
+            } => Event::Ended {
                 failed,
                 detail: short(detail),
+                runs,
+            },
+            Event::Restarting {
+                run,
+                cause,
+                detail,
+                wait_ms,
+            } => Event::Restarting {
+                run,
+                cause,
+                detail: short(detail),
+                wait_ms,
             },
             // Their texts are ours, and bounded.
             Event::Started
             | Event::Paused
             | Event::Resumed
             | Event::NmiSent
+            | Event::Run { .. }
             | Event::Verdict { .. } => self,
         }
     }
 }
 
-fn short(mut text: String) -> String {
+/// A text that is not too long for an event.
+pub(crate) fn short(mut text: String) -> String {
     if text.len() > MAX_TEXT_BYTES {
         let end = (0..=MAX_TEXT_BYTES).rev();
         text.truncate(

@@ -86,17 +86,8 @@ impl Life {
         let before = self.marks.fetch_or(mark, Ordering::AcqRel);
         if before & mark == 0 && before | mark == LAUNCHED | GONE {
             let text = "the VM's thread ended without a word; the log may have its panic";
-            self.tell_end(Ending::Failed(text.to_owned()));
+            (self.on_end)(Ending::Failed(text.to_owned()));
         }
-    }
-
-    fn tell_end(&self, ending: Ending) {
-        let (failed, detail) = match &ending {
-            Ending::Fine(detail) => (false, detail.clone()),
-            Ending::Failed(detail) => (true, detail.clone()),
-        };
-        self.events.push(Event::Ended { failed, detail });
-        (self.on_end)(ending);
     }
 }
 
@@ -126,7 +117,7 @@ fn event_of(event: &VmEvent) -> Option<Event> {
             facts: FactsWire::of(&message.facts),
             before: message.before.clone(),
         },
-        // Told by [`Life::tell_end`].
+        // Told by who decides whether another run follows.
         VmEvent::Ended(_) => return None,
     })
 }
@@ -154,9 +145,11 @@ impl Listener {
             VmEvent::Ended(outcome) => {
                 self.0.mark(TOLD);
                 let text = outcome.to_string();
-                self.0.tell_end(match outcome {
+                (self.0.on_end)(match outcome {
                     Outcome::Failed(_) => Ending::Failed(text),
-                    _ => Ending::Fine(text),
+                    Outcome::Panicked { .. } => Ending::Panicked(text),
+                    Outcome::Reset(_) => Ending::Rebooted(text),
+                    Outcome::PowerOff | Outcome::Exit(_) | Outcome::Stopped => Ending::Fine(text),
                 });
             }
         }
@@ -257,13 +250,9 @@ mod tests {
         listener.hear(VmEvent::Ended(Outcome::PowerOff));
         drop(listener);
         let told = life.events.after(0, 9);
-        assert!(told.is_last);
+        assert!(!told.is_last, "another run may follow");
         let events: Vec<_> = told.events.into_iter().map(|told| told.event).collect();
-        let ended = Event::Ended {
-            failed: false,
-            detail: "the guest powered off".to_owned(),
-        };
-        assert_eq!(events, [Event::Started, ended]);
+        assert_eq!(events, [Event::Started]);
         assert_eq!(
             *endings.lock().unwrap(),
             [Ending::Fine("the guest powered off".to_owned())]

@@ -16,6 +16,7 @@ pub mod dump;
 pub mod events;
 pub mod health;
 pub mod http;
+pub mod keeper;
 pub mod kvm;
 pub mod logging;
 pub mod machine;

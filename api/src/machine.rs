@@ -32,6 +32,8 @@ pub enum MachineState {
     Running,
     /// They are stopped and can go on.
     Paused,
+    /// It has ended and is started again in a while.
+    Waiting,
     /// The VM has ended or failed.
     Stopped,
 }
@@ -109,6 +111,54 @@ pub trait Machine: Send + Sync {
 
     /// Where the black box lies, for people.
     fn black_box(&self) -> String;
+
+    /// How often it was started; a VM that is not started again has one run.
+    fn runs(&self) -> Runs {
+        Runs {
+            number: 1,
+            ..Runs::default()
+        }
+    }
+}
+
+/// Why a VM is started again; names are part of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartCause {
+    /// The VM failed.
+    Failed,
+    /// The guest's kernel gave up.
+    GuestPanic,
+    /// The guest reset the machine.
+    Reboot,
+}
+
+impl RestartCause {
+    /// All of them, in the order of [`Runs::restarts`].
+    pub const ALL: [RestartCause; 3] = [
+        RestartCause::Failed,
+        RestartCause::GuestPanic,
+        RestartCause::Reboot,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            RestartCause::Failed => "failed",
+            RestartCause::GuestPanic => "guest-panic",
+            RestartCause::Reboot => "reboot",
+        }
+    }
+}
+
+/// The runs of one VM in this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    /// The number of the newest, from 1; 0 before the start.
+    pub number: u64,
+    /// When it was begun, in milliseconds since 1970; 0 if that is not known.
+    pub began_ms: u64,
+    /// Restarts by [`RestartCause::ALL`].
+    pub restarts: [u64; RestartCause::ALL.len()],
 }
 
 /// How a VM ended, in words.
@@ -116,6 +166,10 @@ pub trait Machine: Send + Sync {
 pub enum Ending {
     /// As the guest or the operator wanted.
     Fine(String),
+    /// The guest reset the machine.
+    Rebooted(String),
+    /// The guest's kernel gave up, and then the guest reset the machine or powered off.
+    Panicked(String),
     /// It failed.
     Failed(String),
 }

@@ -8,6 +8,7 @@ use std::fs;
 
 use crate::VERSION;
 use crate::http::Status;
+use crate::machine::{RestartCause, Runs};
 
 /// OpenMetrics.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -38,7 +39,13 @@ impl RequestCounts {
 }
 
 /// The whole text: this process's families, then the machine's, with one end.
-pub fn render(id: &str, counts: &RequestCounts, dropped: u64, machine: Option<&str>) -> String {
+pub fn render(
+    id: &str,
+    counts: &RequestCounts,
+    dropped: u64,
+    runs: Runs,
+    machine: Option<&str>,
+) -> String {
     let mut text = Families {
         text: String::new(),
         id,
@@ -77,6 +84,7 @@ pub fn render(id: &str, counts: &RequestCounts, dropped: u64, machine: Option<&s
         "Log lines not taken in time.",
         &dropped,
     );
+    of_runs(&mut text, runs);
     let mut text = text.text;
     if let Some(machine) = machine {
         text.push_str(machine.strip_suffix(END).unwrap_or(machine));
@@ -116,6 +124,25 @@ impl Families<'_> {
     fn plain(&mut self, name: &str, kind: &str, help: &str, value: String) {
         self.family(name, kind, help, &[(&[], value)]);
     }
+}
+
+/// What the counters of one run do not tell: how many there were.
+fn of_runs(text: &mut Families<'_>, runs: Runs) {
+    let number = runs.number.to_string();
+    let help = "Times that the VM was started in this process.";
+    text.plain("vitrine_runs", "counter", help, number.clone());
+    let help = "Number of the VM's run, from 1; 0 before the start. The counters of the VM are those of this run.";
+    text.plain("vitrine_run", "gauge", help, number);
+    let seconds = format!("{}.{:03}", runs.began_ms / 1000, runs.began_ms % 1000);
+    let help = "When the run was begun, in seconds since 1970; 0 before the start.";
+    text.plain("vitrine_run_began_at_seconds", "gauge", help, seconds);
+    let labels = RestartCause::ALL.map(|cause| [("cause", cause.name())]);
+    let counts = labels.iter().zip(runs.restarts);
+    let samples: Vec<Sample<'_>> = counts
+        .map(|(label, count)| (&label[..], count.to_string()))
+        .collect();
+    let help = "Times that the VM was started again, by why.";
+    text.family("vitrine_restarts", "counter", help, &samples);
 }
 
 /// What /proc says of this process; what it does not say is left out.
@@ -193,9 +220,12 @@ mod tests {
         let mut machine = String::new();
         openmetrics::render(&reader.snapshot().unwrap(), &mut machine);
         let counts = RequestCounts::default();
-        let before = always(&render("x", &counts, 0, None));
+        let before = always(&render("x", &counts, 0, Runs::default(), None));
         assert_eq!(before.len(), 6, "{before:?}");
-        assert_eq!(before, always(&render("x", &counts, 0, Some(&machine))));
+        assert_eq!(
+            before,
+            always(&render("x", &counts, 0, Runs::default(), Some(&machine)))
+        );
         assert!(before.contains(&"# TYPE vitrine_build info".to_owned()));
     }
 
@@ -208,7 +238,7 @@ mod tests {
             Some("# TYPE a gauge\na{vm=\"x\"} 1\n# EOF\n"),
             Some("a{vm=\"x\"} 1"),
         ] {
-            let text = render("x", &counts, 7, machine);
+            let text = render("x", &counts, 7, Runs::default(), machine);
             assert!(text.ends_with("\n# EOF\n"));
             assert_eq!(text.matches("# EOF").count(), 1);
             for line in text.lines().filter(|line| !line.starts_with('#')) {

@@ -114,6 +114,7 @@ impl MetricsFile {
             path: wire.metrics_path.clone(),
             facts,
             last: Totals::default(),
+            run: 0,
             rest: Vec::new(),
         };
         let (sender, inbox) = mpsc::channel();
@@ -159,11 +160,12 @@ impl MetricsFile {
     }
 
     /// All numbers as they stand now, and the devices that have some.
-    fn totals(&self) -> Result<(Totals, Vec<keys::Device>), MetricsFileError> {
+    fn totals(&self) -> Result<Standing, MetricsFileError> {
         let mut totals = Totals::default();
-        self.requests.gather(&mut totals);
-        let mut devices = Vec::new();
+        let (mut devices, mut run) = (Vec::new(), 0);
         if let Some(machine) = self.machine.get() {
+            // Before the numbers: those of a run that begins right now are told by the next line.
+            run = machine.runs().number;
             let snapshot = machine.snapshot().map_err(|error| {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 MetricsFileError::BlackBox(error)
@@ -171,6 +173,8 @@ impl MetricsFile {
             devices = values::devices(&snapshot);
             values::gather(&snapshot, &devices, &mut totals);
         }
+        let machine = totals.clone();
+        self.requests.gather(&mut totals);
         for (key, number) in [
             ("missed_metrics_count", self.missed.load(Ordering::Relaxed)),
             ("metrics_fails", self.failed.load(Ordering::Relaxed)),
@@ -178,8 +182,24 @@ impl MetricsFile {
         ] {
             totals.count("logger", key, number);
         }
-        Ok((totals, devices))
+        Ok(Standing {
+            totals,
+            devices,
+            machine,
+            run,
+        })
     }
+}
+
+/// How all numbers stand.
+struct Standing {
+    totals: Totals,
+    /// Devices with groups of their own.
+    devices: Vec<keys::Device>,
+    /// Those that are the machine's, which begin at 0 with each run.
+    machine: Totals,
+    /// The VM's run.
+    run: u64,
 }
 
 /// The thread `metrics`.
@@ -191,6 +211,8 @@ struct Writer {
     facts: Vec<(&'static str, Value)>,
     /// What the lines so far have told.
     last: Totals,
+    /// Of this run.
+    run: u64,
     /// What a FIFO did not take of the last line.
     rest: Vec<u8>,
 }
@@ -237,7 +259,14 @@ impl Writer {
     /// Writes a line, or nothing of it; what is left of one that was begun comes first.
     fn write(&mut self) -> Result<(), MetricsFileError> {
         self.push_rest();
-        let (totals, devices) = self.shared.totals()?;
+        let standing = self.shared.totals()?;
+        let Standing {
+            totals, devices, ..
+        } = standing;
+        if standing.run != self.run {
+            self.last.forget(&standing.machine);
+            self.run = standing.run;
+        }
         let mut all = totals.line(&self.last, &devices);
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);

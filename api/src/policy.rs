@@ -1,5 +1,7 @@
 //! What is done about verdicts, as an operator wants it.
 
+pub mod restarts;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,12 +10,27 @@ use vmm::Limits;
 use vmm::observe::verdict::Thresholds;
 
 use crate::wire::{self, WireError};
+pub use restarts::RestartLimit;
 
 /// What an operator can say. The default is to tell, and to do nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Policy {
     /// From where on a number is a verdict.
     pub thresholds: Thresholds,
+    /// How often a VM that died is started again.
+    pub restart: RestartLimit,
+    /// What follows when the guest resets the machine.
+    pub on_reboot: OnReboot,
+}
+
+/// What follows when the guest resets the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReboot {
+    /// The process ends, as Firecracker's does.
+    #[default]
+    Exit,
+    /// The guest boots again.
+    Restart,
 }
 
 /// The policy that holds now. It can be changed at any time, before the VM starts and after.

@@ -182,6 +182,7 @@ impl Session {
             None => Phase::NotStarted,
             Some(MachineState::Running) => Phase::Running,
             Some(MachineState::Paused) => Phase::Paused,
+            Some(MachineState::Waiting) => Phase::Restarting,
             Some(MachineState::Stopped) => Phase::Ended,
         }
     }

@@ -104,6 +104,7 @@ fn a_follower_gets_what_was_and_what_comes_until_the_end() {
         (&json!(2), &json!("rootfs"))
     );
     server.events.push(Event::Ended {
+        runs: Vec::new(),
         failed: false,
         detail: "the guest powered off".to_owned(),
     });

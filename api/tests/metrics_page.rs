@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use api::machine::Runs;
 use api::metrics::{RequestCounts, render};
 use vmm::observe::openmetrics::{Family, MetricType, families};
 
@@ -61,7 +62,7 @@ fn table(page: &mut String, title: &str, rows: &[Row]) {
 
 /// The families of the process, from what it answers before a VM is started.
 fn process() -> Vec<Row> {
-    let text = render("x", &RequestCounts::default(), 0, None);
+    let text = render("x", &RequestCounts::default(), 0, Runs::default(), None);
     let mut rows: Vec<Row> = Vec::new();
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {

@@ -61,9 +61,15 @@ struct Prepared {
 
 fn prepare(arguments: DaemonArgs, socket: Option<Socket>) -> Result<Prepared, Failure> {
     let events = Arc::<EventLog>::default();
+    let rulebook = Arc::<Rulebook>::default();
     let (place, sections) = record::pair();
     let place = socket.is_some().then_some(place);
-    let supervisor = Supervisor::new(Signals::block(), Arc::clone(&events), place)?;
+    let supervisor = Supervisor::new(
+        Signals::block(),
+        Arc::clone(&events),
+        Arc::clone(&rulebook),
+        place,
+    )?;
     let (id, black_box_name) = black_box::names(arguments.id.clone());
     let log = start_log(&id, &arguments)?;
     for flag in arguments.without_effect() {
@@ -74,7 +80,6 @@ fn prepare(arguments: DaemonArgs, socket: Option<Socket>) -> Result<Prepared, Fa
         ..Options::default()
     };
     let metrics_file = MetricsFile::new(&id, Arc::clone(&log));
-    let rulebook = Arc::<Rulebook>::default();
     let mut config = Config::new(Fixed {
         id,
         serial_input: SerialInput::Stdin,

@@ -21,7 +21,13 @@ use super::{Failure, black_box, daemon};
 /// # Errors
 /// Bad usage; the VM failed.
 pub fn run(arguments: RunArgs) -> Result<(), Failure> {
-    let supervisor = Supervisor::new(Signals::block(), Arc::default(), None)?;
+    let rulebook = Arc::<Rulebook>::default();
+    let supervisor = Supervisor::new(
+        Signals::block(),
+        Arc::default(),
+        Arc::clone(&rulebook),
+        None,
+    )?;
     let (id, black_box_name) = black_box::names(arguments.id.clone());
     let log = LogControl::new(&id);
     log.install();
@@ -30,7 +36,6 @@ pub fn run(arguments: RunArgs) -> Result<(), Failure> {
         ..LoggerWire::default()
     };
     log.apply(&level).map_err(Failure::misuse)?;
-    let rulebook = Rulebook::default();
     arguments.policy.apply(&rulebook).map_err(Failure::misuse)?;
     let fixed = Fixed {
         id,

@@ -1,14 +1,16 @@
 //! What the main thread does while a VM lives: it waits for its end and for signals.
 
 use std::fs::{self, DirEntry};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use api::events::EventLog;
+use api::keeper::{Keeper, Next};
 use api::kvm::KvmLauncher;
-use api::machine::{Command, Ending, Launcher, Machine, MachineError};
+use api::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState};
+use api::policy::Rulebook;
 use api::record::Place;
 use api::vmm::VmSpec;
 
@@ -25,65 +27,86 @@ const LAUNCH_POLL: Duration = Duration::from_millis(10);
 enum Happening {
     Signal(i32),
     Ended(Ending),
+    /// The next run has begun, or cannot.
+    Begun(Result<(), MachineError>),
 }
 
 /// Launches on KVM, and remembers what it launched.
 pub struct Watched {
-    inner: KvmLauncher,
-    launching: AtomicBool,
+    keeper: Keeper,
+    /// Launches that are under way.
+    launching: AtomicUsize,
     machine: OnceLock<Arc<dyn Machine>>,
+}
+
+impl Watched {
+    fn during<T>(&self, launch: impl FnOnce() -> T) -> T {
+        self.launching.fetch_add(1, Ordering::AcqRel);
+        let launched = launch();
+        self.launching.fetch_sub(1, Ordering::AcqRel);
+        launched
+    }
+
+    fn is_launching(&self) -> bool {
+        self.launching.load(Ordering::Acquire) > 0
+    }
 }
 
 impl Launcher for Watched {
     fn launch(&self, spec: VmSpec) -> Result<Arc<dyn Machine>, MachineError> {
-        self.launching.store(true, Ordering::Release);
-        let launched = self.inner.launch(spec);
-        if let Ok(machine) = &launched {
-            let _ = self.machine.set(Arc::clone(machine));
-            slim::after_the_start();
-        }
-        self.launching.store(false, Ordering::Release);
-        launched
+        self.during(|| {
+            let launched = self.keeper.launch(spec);
+            if let Ok(machine) = &launched {
+                let _ = self.machine.set(Arc::clone(machine));
+                slim::after_the_start();
+            }
+            launched
+        })
     }
 }
 
 /// The main thread's view of all.
 pub struct Supervisor {
     happenings: Receiver<Happening>,
+    /// For the threads that begin further runs.
+    tell: Sender<Happening>,
     launcher: Arc<Watched>,
 }
 
 impl Supervisor {
-    /// Begins to listen for signals; `events` gets what happens to the VM, and `record` places the
-    /// section of the API's thread, if there is one, in its black box.
+    /// Begins to listen for signals; `events` gets what happens to the VM, `rulebook` says what
+    /// follows when it dies, and `record` places the section of the API's thread, if there is one,
+    /// in its black box.
     ///
     /// # Errors
     /// Their thread cannot be made.
     pub fn new(
         signals: Signals,
         events: Arc<EventLog>,
+        rulebook: Arc<Rulebook>,
         record: Option<Place>,
     ) -> Result<Supervisor, Failure> {
-        let (sender, happenings) = mpsc::channel();
-        let ends: Sender<Happening> = sender.clone();
+        let (tell, happenings) = mpsc::channel();
+        let (sender, ends) = (tell.clone(), tell.clone());
         let listening = signals.listen(move |signal| drop(sender.send(Happening::Signal(signal))));
         let explain = |error| {
             format!("the thread for signals cannot be made: {error}; raise the limit on threads")
         };
         listening.map_err(|error| Failure::failed(explain(error)))?;
         let on_end = move |ending| drop(ends.send(Happening::Ended(ending)));
-        let launcher = KvmLauncher::new(events, on_end);
-        let launcher = Arc::new(Watched {
-            inner: match record {
-                Some(place) => launcher.recording(place),
-                None => launcher,
-            },
-            launching: AtomicBool::new(false),
-            machine: OnceLock::new(),
-        });
+        let launcher = KvmLauncher::new(Arc::clone(&events), on_end);
+        let launcher = match record {
+            Some(place) => launcher.recording(place),
+            None => launcher,
+        };
         Ok(Supervisor {
             happenings,
-            launcher,
+            tell,
+            launcher: Arc::new(Watched {
+                keeper: Keeper::new(launcher, events, rulebook),
+                launching: AtomicUsize::new(0),
+                machine: OnceLock::new(),
+            }),
         })
     }
 
@@ -92,28 +115,82 @@ impl Supervisor {
         Arc::clone(&self.launcher)
     }
 
-    /// Waits until the VM has ended or a signal asks for the end, and sees to it then.
+    /// Waits until the VM has ended for good or a signal asks for the end, and sees to it then.
+    /// Between two runs it waits as the policy says.
     ///
     /// # Errors
     /// The VM failed, or did not stop in order.
     pub fn wait(&self) -> Result<(), Failure> {
-        match self.happenings.recv() {
-            Ok(Happening::Ended(ending)) => judge(ending),
-            Ok(Happening::Signal(signal)) => {
-                tracing::info!("signal {signal}: stopping");
-                self.stop(STOP_DEADLINE)
+        loop {
+            let ending = match self.happenings.recv() {
+                Ok(Happening::Begun(Ok(()))) => continue,
+                Ok(Happening::Begun(Err(error))) => {
+                    Ending::Failed(format!("it cannot be started again: {error}"))
+                }
+                Ok(Happening::Ended(ending)) => ending,
+                Ok(Happening::Signal(signal)) => {
+                    tracing::info!("signal {signal}: stopping");
+                    return self.stop(STOP_DEADLINE);
+                }
+                // A sender lives as long as this.
+                Err(mpsc::RecvError) => return Ok(()),
+            };
+            match self.launcher.keeper.ended(ending) {
+                Next::Over(ending) => return self.judge(ending),
+                Next::Wait(wait) => {
+                    if let Some(signal) = self.rest(wait) {
+                        tracing::info!("signal {signal}: the VM is not started again");
+                        self.launcher.keeper.give_up();
+                        return Ok(());
+                    }
+                    self.begin_again();
+                }
             }
-            // Both senders live as long as the process.
-            Err(mpsc::RecvError) => Ok(()),
+        }
+    }
+
+    /// Waits between two runs; ends early with a signal.
+    fn rest(&self, wait: Duration) -> Option<i32> {
+        let end = Instant::now() + wait;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.happenings.recv_timeout(left) {
+                Ok(Happening::Signal(signal)) => return Some(signal),
+                // The launch of the run that is over, or its second word.
+                Ok(Happening::Begun(_) | Happening::Ended(_)) => {}
+                // The first launch may not have returned yet, though its guest has ended.
+                Err(_) if self.launcher.is_launching() => std::thread::sleep(LAUNCH_POLL),
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Begins the next run on a thread of its own, so that signals are heard meanwhile.
+    fn begin_again(&self) {
+        let (launcher, tell) = (Arc::clone(&self.launcher), self.tell.clone());
+        // Counted from now on: a signal that comes next waits for it.
+        self.launcher.launching.fetch_add(1, Ordering::AcqRel);
+        let launch = move || {
+            let begun = launcher.keeper.again();
+            slim::after_the_start();
+            launcher.launching.fetch_sub(1, Ordering::AcqRel);
+            let _ = tell.send(Happening::Begun(begun));
+        };
+        let thread = std::thread::Builder::new().name("launch".to_owned());
+        if let Err(error) = thread.spawn(launch) {
+            self.launcher.launching.fetch_sub(1, Ordering::AcqRel);
+            let text = format!("no thread for it: {error}; raise the limit on threads");
+            let refused = Err(MachineError::from(text.as_str()));
+            let _ = self.tell.send(Happening::Begun(refused));
         }
     }
 
     /// Stops the VM in order. A second signal, or a stop that takes too long, ends the process.
     fn stop(&self, patience: Duration) -> Result<(), Failure> {
         let deadline = Instant::now() + patience;
-        while self.launcher.launching.load(Ordering::Acquire) {
+        while self.launcher.is_launching() {
             match self.happenings.recv_timeout(LAUNCH_POLL) {
-                Ok(Happening::Ended(ending)) => return judge(ending),
+                Ok(Happening::Ended(ending)) => return self.last(ending),
                 Ok(Happening::Signal(_)) => {
                     return Err(forced("a second signal while the VM was being started"));
                 }
@@ -121,23 +198,57 @@ impl Supervisor {
                     let why = format!("the VM was still being started after {patience:?}");
                     return Err(forced(&why));
                 }
-                Err(_) => {}
+                Ok(Happening::Begun(_)) | Err(_) => {}
             }
         }
         let Some(machine) = self.launcher.machine.get() else {
             return Ok(());
         };
+        if machine.state() == MachineState::Waiting {
+            // The launch of the next run has failed.
+            self.launcher.keeper.give_up();
+            return Ok(());
+        }
         let refused = |done: Result<(), MachineError>| {
             if let Err(error) = done {
                 tracing::warn!("the VM does not stop: {error}");
             }
         };
         machine.command(Command::Stop, Box::new(refused));
-        let left = deadline.saturating_duration_since(Instant::now());
-        match self.happenings.recv_timeout(left) {
-            Ok(Happening::Ended(ending)) => judge(ending),
-            Ok(Happening::Signal(_)) => Err(forced("a second signal before the VM had stopped")),
-            Err(_) => Err(forced(&format!("the VM did not stop within {patience:?}"))),
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            return match self.happenings.recv_timeout(left) {
+                Ok(Happening::Begun(_)) => continue,
+                Ok(Happening::Ended(ending)) => self.last(ending),
+                Ok(Happening::Signal(_)) => {
+                    Err(forced("a second signal before the VM had stopped"))
+                }
+                Err(_) => Err(forced(&format!("the VM did not stop within {patience:?}"))),
+            };
+        }
+    }
+
+    /// The end of a VM that was told to stop: no run follows.
+    fn last(&self, ending: Ending) -> Result<(), Failure> {
+        self.launcher.keeper.over(&ending);
+        self.judge(ending)
+    }
+
+    fn judge(&self, ending: Ending) -> Result<(), Failure> {
+        match ending {
+            Ending::Fine(how) | Ending::Rebooted(how) | Ending::Panicked(how) => {
+                tracing::info!("the VM has ended: {how}");
+                Ok(())
+            }
+            Ending::Failed(why) => {
+                let mut text = format!("the VM failed: {why}");
+                for line in self.launcher.keeper.account() {
+                    tracing::error!("{line}");
+                    text.push_str("\n  ");
+                    text.push_str(&line);
+                }
+                Err(Failure::failed(text))
+            }
         }
     }
 }
@@ -169,22 +280,12 @@ fn threads_of_the_vm() -> Vec<String> {
         .collect()
 }
 
-fn judge(ending: Ending) -> Result<(), Failure> {
-    match ending {
-        Ending::Fine(how) => {
-            tracing::info!("the VM has ended: {how}");
-            Ok(())
-        }
-        Ending::Failed(why) => Err(Failure::failed(format!("the VM failed: {why}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::path::Path;
 
-    use api::machine::{MachineState, Reply};
+    use api::machine::Reply;
     use api::vmm::DumpKind;
     use api::vmm::observe::reader::Snapshot;
 
@@ -228,11 +329,13 @@ mod tests {
             sender.send(happening).unwrap();
         }
         let machine: Arc<dyn Machine> = Arc::new(Deaf);
+        let none = KvmLauncher::new(Arc::default(), |_| ());
         let supervisor = Supervisor {
             happenings: receiver,
+            tell: sender,
             launcher: Arc::new(Watched {
-                inner: KvmLauncher::new(Arc::default(), |_| ()),
-                launching: AtomicBool::new(launching),
+                keeper: Keeper::new(none, Arc::default(), Arc::default()),
+                launching: AtomicUsize::new(usize::from(launching)),
                 machine: OnceLock::from(machine),
             }),
         };

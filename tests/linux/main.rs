@@ -22,6 +22,7 @@ mod ledger;
 mod net;
 mod nmi;
 mod pause;
+mod policy;
 mod trace;
 
 use std::path::PathBuf;

@@ -14,6 +14,7 @@ mod observation;
 mod policy;
 mod refusals;
 mod reports;
+mod restarts;
 mod scrape;
 mod trace;
 

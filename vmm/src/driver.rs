@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use devices::legacy::GuestMessage;
+use devices::legacy::{GuestMessage, MessageKind};
 use devices::virtio::DeviceEvent;
 use observe::blackbox::End;
 use observe::verdict::Change;
@@ -58,6 +58,8 @@ pub struct Driver {
     asked: u64,
     /// A dump that keeps the VM paused.
     holding: Holding,
+    /// The guest's kernel gave up, with these words.
+    panic: Option<String>,
 }
 
 /// Whether the VM goes on.
@@ -81,6 +83,7 @@ impl Driver {
             waiting_commands,
             asked: 0,
             holding: Holding::default(),
+            panic: None,
         }
     }
 
@@ -171,6 +174,7 @@ impl Driver {
                 Ok(())
             }
             Message::Guest(message) => {
+                self.note(&message);
                 (self.events)(VmEvent::Guest(message));
                 Ok(())
             }
@@ -300,6 +304,27 @@ impl Driver {
         Ok(())
     }
 
+    /// Remembers a panic: what the guest does then is no reboot that anybody asked for.
+    fn note(&mut self, message: &GuestMessage) {
+        if message.kind == MessageKind::Panic && self.panic.is_none() {
+            let line = message.line.chars().take(PANIC_CHARS);
+            let shown = line.map(|c| if c.is_control() { ' ' } else { c });
+            self.panic = Some(shown.collect());
+        }
+    }
+
+    /// How the VM ended, in the light of what the guest's kernel said before.
+    fn judged(&mut self, outcome: Outcome) -> Outcome {
+        let is_the_guests = matches!(outcome, Outcome::Reset(_) | Outcome::PowerOff);
+        match self.panic.take().filter(|_| is_the_guests) {
+            Some(line) => Outcome::Panicked {
+                line,
+                then: outcome.to_string(),
+            },
+            None => outcome,
+        }
+    }
+
     /// Stops everything, closes the black box, and says how it ended: the last event.
     fn end(mut self, outcome: Outcome) {
         self.enter(VmState::Stopping);
@@ -313,8 +338,22 @@ impl Driver {
                 _ => Outcome::Failed(text),
             };
         }
+        // The guest's last words come when the console is emptied.
+        let rest: Vec<Message> = self.inbox.try_iter().collect();
+        self.waiting_events.extend(rest);
+        for message in std::mem::take(&mut self.waiting_events) {
+            if let Message::Guest(words) = &message {
+                self.note(words);
+            }
+            self.waiting_events.push_back(message);
+        }
+        let outcome = self.judged(outcome);
         match &outcome {
             Outcome::Failed(detail) => self.machine.close_black_box(End::Failed, detail),
+            Outcome::Panicked { .. } => {
+                self.machine
+                    .close_black_box(End::Failed, &outcome.to_string());
+            }
             other => self.machine.close_black_box(End::Clean, &other.to_string()),
         }
         self.enter(VmState::Ended);
@@ -331,7 +370,6 @@ impl Driver {
         for message in waiting_events.into_iter().chain(inbox.try_iter()) {
             match message {
                 Message::Command(command, reply) => waiting_commands.push_back((command, reply)),
-                // The guest's last words come when the console is emptied.
                 Message::Guest(message) => events(VmEvent::Guest(message)),
                 _ => {}
             }
@@ -347,5 +385,7 @@ impl Driver {
 /// How often the thread wakes without a cause: it dates the black box, so that the time of a sudden
 /// death is known.
 const PULSE: Duration = Duration::from_secs(1);
+/// Characters of a panic's line that are kept.
+const PANIC_CHARS: usize = 160;
 /// How often a wait for a thread's end looks.
 pub(crate) const JOIN_POLL: Duration = Duration::from_millis(1);

@@ -103,6 +103,14 @@ pub enum Outcome {
     Exit(u32),
     /// The guest reset the machine.
     Reset(ResetCause),
+    /// The guest's kernel gave up, and then the guest reset the machine or powered off: what its
+    /// console said, and what it did. The words are the guest's.
+    Panicked {
+        /// The panic's line.
+        line: String,
+        /// What followed.
+        then: String,
+    },
     /// It was stopped by command.
     Stopped,
     /// It failed: what happened.
@@ -116,6 +124,9 @@ impl std::fmt::Display for Outcome {
             Outcome::Exit(code) => write!(f, "the guest ended with code {code}"),
             Outcome::Reset(ResetCause::Device) => f.write_str("the guest reset the machine"),
             Outcome::Reset(ResetCause::TripleFault) => f.write_str("the guest triple-faulted"),
+            Outcome::Panicked { line, then } => {
+                write!(f, "the guest's kernel gave up ({line}), and then {then}")
+            }
             Outcome::Stopped => f.write_str("stopped by command"),
             Outcome::Failed(detail) => f.write_str(detail),
         }

@@ -40,6 +40,7 @@ fn the_end_is_the_last_event() {
     assert!(!log.after(0, 9).is_last);
     let detail = "é".repeat(MAX_TEXT_BYTES);
     log.push(Event::Ended {
+        runs: Vec::new(),
         failed: true,
         detail,
     });

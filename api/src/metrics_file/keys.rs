@@ -229,6 +229,13 @@ impl Totals {
         self.stored.insert((group.to_owned(), key), value);
     }
 
+    /// What `of` has was never told: it begins at 0 again.
+    pub fn forget(&mut self, of: &Totals) {
+        self.counts.retain(|key, _| !of.counts.contains_key(key));
+        self.latencies
+            .retain(|key, _| !of.latencies.contains_key(key));
+    }
+
     /// One line's object: all keys, with what came since `last`. What was never counted is 0.
     pub fn line(&self, last: &Totals, devices: &[Device]) -> Map<String, Value> {
         let mut all = Map::new();

@@ -43,8 +43,16 @@ impl Session {
             .map(|machine| machine.openmetrics())
             .transpose();
         let machine = machine.map_err(SessionError::BlackBox)?;
+        let runs = self.slot.machine.get().map(|machine| machine.runs());
+        let runs = runs.unwrap_or_default();
         let id = self.config.borrow().id().to_owned();
-        let text = metrics::render(&id, &self.counts, self.log.dropped(), machine.as_deref());
+        let text = metrics::render(
+            &id,
+            &self.counts,
+            self.log.dropped(),
+            runs,
+            machine.as_deref(),
+        );
         Ok(if openmetrics {
             Response::text(metrics::CONTENT_TYPE, text.into_bytes())
         } else {

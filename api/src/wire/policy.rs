@@ -9,11 +9,18 @@
 
 mod thresholds;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::WireError;
-use super::fields::Fields;
-use crate::policy::Policy;
+use super::fields::{Fields, bad};
+use crate::policy::{OnReboot, Policy, RestartLimit};
+
+/// Most restarts within the time.
+const MAX_RESTARTS: u64 = 1000;
+/// Thirty days.
+const MAX_MS: u64 = 30 * 86_400_000;
 
 /// A policy from a body. What is left out has its default.
 ///
@@ -33,13 +40,69 @@ pub fn of(value: &Value) -> Result<Policy, WireError> {
     if let Some(value) = fields.take("thresholds") {
         policy.thresholds = thresholds::of("thresholds", value)?;
     }
+    if let Some(value) = fields.take("restart") {
+        policy.restart = restart(value)?;
+    }
+    if let Some(value) = fields.take("on_reboot") {
+        policy.on_reboot = on_reboot(value)?;
+    }
     fields.finish()?;
     Ok(policy)
 }
 
 /// All of a policy: what [`of`] takes.
 pub fn document(policy: &Policy) -> Value {
-    json!({ "thresholds": thresholds::document(&policy.thresholds) })
+    let limit = &policy.restart;
+    json!({
+        "thresholds": thresholds::document(&policy.thresholds),
+        "restart": {
+            "at_most": limit.at_most,
+            "within_ms": ms(limit.within),
+            "first_wait_ms": ms(limit.first_wait),
+            "longest_wait_ms": ms(limit.longest_wait),
+        },
+        "on_reboot": match policy.on_reboot {
+            OnReboot::Exit => "exit",
+            OnReboot::Restart => "restart",
+        },
+    })
+}
+
+fn restart(value: &Value) -> Result<RestartLimit, WireError> {
+    let mut fields = Fields::of("restart", value)?;
+    let default = RestartLimit::default();
+    let at_most = fields.number("at_most", 0..=MAX_RESTARTS)?;
+    let mut time = |name, range, default| {
+        let given = fields.number(name, range)?;
+        Ok::<_, WireError>(given.map_or(default, Duration::from_millis))
+    };
+    let limit = RestartLimit {
+        at_most: at_most.map_or(default.at_most, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+        within: time("within_ms", 1..=MAX_MS, default.within)?,
+        first_wait: time("first_wait_ms", 0..=MAX_MS, default.first_wait)?,
+        longest_wait: time("longest_wait_ms", 0..=MAX_MS, default.longest_wait)?,
+    };
+    fields.finish()?;
+    if limit.longest_wait < limit.first_wait {
+        return Err(WireError::BadField {
+            field: "restart.longest_wait_ms".to_owned(),
+            value: ms(limit.longest_wait).to_string(),
+            allowed: format!("at least first_wait_ms, {}", ms(limit.first_wait)),
+        });
+    }
+    Ok(limit)
+}
+
+fn on_reboot(value: &Value) -> Result<OnReboot, WireError> {
+    match value.as_str() {
+        Some("exit") => Ok(OnReboot::Exit),
+        Some("restart") => Ok(OnReboot::Restart),
+        _ => Err(bad("on_reboot", value, "exit or restart")),
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

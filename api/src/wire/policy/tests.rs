@@ -74,3 +74,33 @@ fn the_documentation_has_every_threshold_with_its_default() {
         assert!(page.contains(&row), "docs/policy.md lacks {row:?}");
     }
 }
+
+#[test]
+fn restarts_and_reboots_have_limits_that_make_sense() {
+    let given = json!({
+        "restart": { "at_most": 3, "within_ms": 5, "first_wait_ms": 0, "longest_wait_ms": 7 },
+        "on_reboot": "restart",
+    });
+    let policy = of(&given).unwrap();
+    assert_eq!(policy.on_reboot, OnReboot::Restart);
+    assert_eq!(document(&policy)["restart"], given["restart"]);
+    assert_eq!(of(&document(&policy)).unwrap(), policy);
+    for (given, words) in [
+        (
+            json!({ "on_reboot": "again" }),
+            "`on_reboot` cannot be \"again\"; give exit or restart",
+        ),
+        (
+            json!({ "restart": { "at_most": -1 } }),
+            "`restart.at_most` cannot be -1; give a whole number from 0 to 1000",
+        ),
+        (
+            json!({ "restart": { "first_wait_ms": 9, "longest_wait_ms": 8 } }),
+            "`restart.longest_wait_ms` cannot be 8; give at least first_wait_ms, 9",
+        ),
+    ] {
+        assert_eq!(refusal(&given), words);
+    }
+    let unknown = refusal(&json!({ "restart": { "max": 1 } }));
+    assert!(unknown.starts_with("`restart.max` is not known; give at_most, "));
+}

@@ -54,6 +54,7 @@ const ROWS: &[Row] = &[
     ("oom_share", |t| Slot::Share(&mut t.oom_share)),
     ("oom_soon_ms", |t| Slot::Time(&mut t.oom_soon_ns, 1)),
     ("clock_jump_ms", |t| Slot::Time(&mut t.clock_jump_ns, 1)),
+    ("message_ms", |t| Slot::Time(&mut t.message_ns, 1)),
     ("raise_ms", |t| Slot::Time(&mut t.raise_ns, 0)),
     ("clear_ms", |t| Slot::Time(&mut t.clear_ns, 0)),
 ];

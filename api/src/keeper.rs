@@ -1,0 +1,374 @@
+//! One VM over several runs: when one is over, the policy says whether the VM is started again.
+//!
+//! Clients, signals and metrics see one [`Machine`], which is whichever run is the newest. Who
+//! launched it (the main thread) is told of the end of each run, asks [`Keeper::ended`] what
+//! follows, waits, and calls [`Keeper::again`].
+
+mod boxes;
+mod chronicle;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use vmm::observe::clock::monotonic_ns;
+use vmm::observe::reader::Snapshot;
+use vmm::{DumpKind, Standing, VmSpec};
+
+use crate::events::{Event, EventLog};
+use crate::machine::{
+    Command, Ending, Launcher, Machine, MachineError, MachineState, Reply, RestartCause, Runs,
+};
+use crate::policy::restarts::{Next as Decision, Restarts};
+use crate::policy::{OnReboot, Policy, Rulebook};
+use chronicle::Chronicle;
+
+/// What follows the end of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another run, after this wait.
+    Wait(Duration),
+    /// Nothing: the VM has ended so.
+    Over(Ending),
+}
+
+/// What the keeper knows of its VM.
+#[derive(Default)]
+struct State {
+    spec: Option<VmSpec>,
+    /// The newest run that came about.
+    machine: Option<Arc<dyn Machine>>,
+    /// That one is over, and another one follows.
+    is_waiting: bool,
+    chronicle: Chronicle,
+    restarts: Restarts,
+}
+
+struct Inner {
+    launcher: Box<dyn Launcher>,
+    events: Arc<EventLog>,
+    rulebook: Arc<Rulebook>,
+    /// A lock, for the main thread begins and ends runs of which the API's thread asks. Held to copy
+    /// or to change these few fields, never across a launch, a file or a wait.
+    state: Mutex<State>,
+}
+
+/// The handle on a VM and its runs; cheap to clone.
+#[derive(Clone)]
+pub struct Keeper(Arc<Inner>);
+
+impl Keeper {
+    /// Runs are made by `launcher` and told to `events`; `rulebook` says what follows them.
+    pub fn new(
+        launcher: impl Launcher + 'static,
+        events: Arc<EventLog>,
+        rulebook: Arc<Rulebook>,
+    ) -> Keeper {
+        Keeper(Arc::new(Inner {
+            launcher: Box::new(launcher),
+            events,
+            rulebook,
+            state: Mutex::default(),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machine(&self) -> Result<Arc<dyn Machine>, MachineError> {
+        let machine = self.lock().machine.clone();
+        machine.ok_or_else(|| "the microVM was never started".into())
+    }
+
+    /// Says what follows a run that has ended so, or that could not begin: also to the log and the
+    /// events.
+    pub fn ended(&self, ending: Ending) -> Next {
+        let policy = self.0.rulebook.read();
+        let mut state = self.lock();
+        let black_box = state.black_box();
+        let ran = state.chronicle.end(&ending, black_box);
+        let next = state.follow(ending, ran, &policy);
+        let run = state.chronicle.runs().number;
+        let following = match next {
+            Follow::Over(ending) => {
+                let runs = state.chronicle.told();
+                drop(state);
+                self.tell_end(&ending, runs);
+                return Next::Over(ending);
+            }
+            Follow::Again(following) => following,
+        };
+        state.is_waiting = true;
+        state.chronicle.count(following.cause);
+        drop(state);
+        let Following {
+            cause,
+            detail,
+            wait,
+            which,
+        } = following;
+        let cause = cause.name();
+        tracing::warn!("run {run} is over ({cause}): {detail}; {which} in {wait:?}");
+        self.0.events.push(Event::Restarting {
+            run,
+            cause,
+            detail,
+            wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+        });
+        Next::Wait(wait)
+    }
+
+    /// Begins the next run, and keeps the black box of the one before if it died. Takes as long as
+    /// a launch.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    pub fn again(&self) -> Result<(), MachineError> {
+        let state = self.lock();
+        let spec = state.spec.clone();
+        let (run, is_kept) = (state.chronicle.runs().number, state.keeps());
+        drop(state);
+        let Some(spec) = spec else {
+            return Err("the microVM was never started".into());
+        };
+        let path = spec.black_box.path.clone().filter(|_| is_kept);
+        let kept = path.and_then(|path| self.keep(&path, run));
+        self.0.events.push(Event::Run {
+            run: run + 1,
+            kept_black_box: kept.map(|path| path.display().to_string()),
+        });
+        self.run(spec)
+    }
+
+    /// Says that no run follows after all: somebody stops the VM while it waits.
+    pub fn give_up(&self) {
+        let mut state = self.lock();
+        state.is_waiting = false;
+        let runs = state.chronicle.told();
+        drop(state);
+        let ending = Ending::Fine("stopped before it was started again".to_owned());
+        self.tell_end(&ending, runs);
+    }
+
+    /// The last event: the VM has ended so, and nothing follows whatever the policy says.
+    pub fn over(&self, ending: &Ending) {
+        let mut state = self.lock();
+        let black_box = state.black_box();
+        state.chronicle.end(ending, black_box);
+        let runs = state.chronicle.told();
+        drop(state);
+        self.tell_end(ending, runs);
+    }
+
+    /// One line for each run, if there were several.
+    pub fn account(&self) -> Vec<String> {
+        self.lock().chronicle.account()
+    }
+
+    fn tell_end(&self, ending: &Ending, runs: Vec<crate::events::RunWire>) {
+        let (failed, detail) = match ending {
+            Ending::Failed(detail) => (true, detail),
+            Ending::Fine(detail) | Ending::Rebooted(detail) | Ending::Panicked(detail) => {
+                (false, detail)
+            }
+        };
+        self.0.events.push(Event::Ended {
+            failed,
+            detail: detail.clone(),
+            runs,
+        });
+    }
+
+    /// Moves the black box of a run away, so that the next one has its place.
+    fn keep(&self, path: &Path, run: u64) -> Option<PathBuf> {
+        let at_most = self.0.rulebook.read().restart.at_most;
+        match boxes::keep(path, run) {
+            Ok(kept) => {
+                let mut state = self.lock();
+                let old = state.chronicle.kept(run, &kept, at_most);
+                drop(state);
+                old.iter().for_each(|old| boxes::remove(old, at_most));
+                Some(kept)
+            }
+            Err(error) => {
+                tracing::error!("the black box of run {run} is lost: {error}");
+                None
+            }
+        }
+    }
+
+    fn run(&self, spec: VmSpec) -> Result<(), MachineError> {
+        let mut state = self.lock();
+        state.spec = Some(spec.clone());
+        let run = state.chronicle.begin();
+        drop(state);
+        let launched = self.0.launcher.launch(spec);
+        let mut state = self.lock();
+        match launched {
+            Ok(machine) => {
+                state.is_waiting = false;
+                // Dropped without the lock.
+                let old = state.machine.replace(machine);
+                drop(state);
+                drop(old);
+                if run > 1 {
+                    tracing::info!("run {run} has begun");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if state.machine.is_none() {
+                    // Nothing was begun: the next attempt is the first.
+                    state.spec = None;
+                    state.chronicle = Chronicle::default();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A run that follows.
+struct Following {
+    cause: RestartCause,
+    detail: String,
+    wait: Duration,
+    which: String,
+}
+
+enum Follow {
+    Over(Ending),
+    Again(Following),
+}
+
+impl State {
+    /// Where the black box of the newest run lies, if it is a file that is there.
+    fn black_box(&self) -> Option<PathBuf> {
+        let path = self.spec.as_ref()?.black_box.path.clone()?;
+        self.machine.is_some().then_some(path)
+    }
+
+    /// Whether the black box of the run that is over is kept when the next one begins.
+    fn keeps(&self) -> bool {
+        let asked = self.spec.as_ref().is_some_and(|spec| spec.black_box.keep);
+        asked || !self.chronicle.was_a_reboot()
+    }
+
+    /// What follows such an end, after a run of this time.
+    fn follow(&mut self, ending: Ending, ran: Duration, policy: &Policy) -> Follow {
+        let limit = &policy.restart;
+        let (cause, detail) = match ending {
+            Ending::Fine(_) => return Follow::Over(ending),
+            Ending::Rebooted(detail) if policy.on_reboot == OnReboot::Exit => {
+                return Follow::Over(Ending::Fine(detail));
+            }
+            Ending::Rebooted(detail) => {
+                return Follow::Again(Following {
+                    cause: RestartCause::Reboot,
+                    detail,
+                    wait: limit.before_reboot(ran),
+                    which: "it boots again".to_owned(),
+                });
+            }
+            // Firecracker's way: a guest that resets itself has ended, whatever it said before.
+            Ending::Panicked(detail)
+                if limit.at_most == 0 && policy.on_reboot == OnReboot::Exit =>
+            {
+                return Follow::Over(Ending::Fine(detail));
+            }
+            Ending::Panicked(detail) => (RestartCause::GuestPanic, detail),
+            Ending::Failed(detail) => (RestartCause::Failed, detail),
+        };
+        // A VM that never was cannot be started again.
+        if self.spec.is_none() {
+            return Follow::Over(Ending::Failed(detail));
+        }
+        let now = Duration::from_nanos(monotonic_ns());
+        match self.restarts.after_death(now, limit) {
+            Decision::Restart { number, wait } => {
+                let (most, within) = (limit.at_most, limit.within);
+                Follow::Again(Following {
+                    cause,
+                    detail,
+                    wait,
+                    which: format!("restart {number} of {most} within {within:?}"),
+                })
+            }
+            Decision::GiveUp if limit.at_most == 0 => Follow::Over(Ending::Failed(detail)),
+            Decision::GiveUp => Follow::Over(Ending::Failed(format!(
+                "{detail}; it is not started again, for the policy allows {} restarts within {:?}",
+                limit.at_most, limit.within
+            ))),
+        }
+    }
+}
+
+impl Launcher for Keeper {
+    fn launch(&self, spec: VmSpec) -> Result<Arc<dyn Machine>, MachineError> {
+        self.run(spec)?;
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl Machine for Keeper {
+    fn command(&self, command: Command, reply: Reply) {
+        match self.machine() {
+            Ok(_) if self.lock().is_waiting => {
+                reply(Err("the microVM is started again in a while".into()));
+            }
+            Ok(machine) => machine.command(command, reply),
+            Err(error) => reply(Err(error)),
+        }
+    }
+
+    fn state(&self) -> MachineState {
+        let state = self.lock();
+        let (is_waiting, machine) = (state.is_waiting, state.machine.clone());
+        drop(state);
+        match machine {
+            _ if is_waiting => MachineState::Waiting,
+            Some(machine) => machine.state(),
+            None => MachineState::Stopped,
+        }
+    }
+
+    fn openmetrics(&self) -> Result<String, MachineError> {
+        self.machine()?.openmetrics()
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, MachineError> {
+        self.machine()?.snapshot()
+    }
+
+    fn standing(&self) -> Arc<Standing> {
+        let machine = self.machine();
+        machine.map_or_else(|_| Arc::default(), |machine| machine.standing())
+    }
+
+    fn dump(
+        &self,
+        kind: DumpKind,
+        path: &Path,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), MachineError> {
+        self.machine()?.dump(kind, path, progress)
+    }
+
+    fn dump_deadline(&self) -> Duration {
+        let machine = self.machine();
+        machine.map_or(Duration::ZERO, |machine| machine.dump_deadline())
+    }
+
+    fn black_box(&self) -> String {
+        let machine = self.machine();
+        machine.map_or_else(|_| String::new(), |machine| machine.black_box())
+    }
+
+    fn runs(&self) -> Runs {
+        self.lock().chronicle.runs()
+    }
+}
+
+#[cfg(test)]
+mod tests;

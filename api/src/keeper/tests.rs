@@ -1,0 +1,221 @@
+use super::*;
+use crate::events::RunWire;
+
+/// A VM that does nothing.
+struct Still(u64);
+
+impl Machine for Still {
+    fn command(&self, _: Command, reply: Reply) {
+        reply(Ok(()));
+    }
+    fn state(&self) -> MachineState {
+        MachineState::Running
+    }
+    fn openmetrics(&self) -> Result<String, MachineError> {
+        Ok(format!("run {}", self.0))
+    }
+    fn snapshot(&self) -> Result<Snapshot, MachineError> {
+        Err("still".into())
+    }
+    fn standing(&self) -> Arc<Standing> {
+        Arc::default()
+    }
+    fn dump(&self, _: DumpKind, _: &Path, _: &mut dyn FnMut(u64, u64)) -> Result<(), MachineError> {
+        Err("still".into())
+    }
+    fn dump_deadline(&self) -> Duration {
+        Duration::ZERO
+    }
+    fn black_box(&self) -> String {
+        String::new()
+    }
+}
+
+#[derive(Default)]
+struct Makes {
+    made: Mutex<u64>,
+    fails: Mutex<bool>,
+}
+
+impl Launcher for Arc<Makes> {
+    fn launch(&self, _: VmSpec) -> Result<Arc<dyn Machine>, MachineError> {
+        if *self.fails.lock().unwrap() {
+            return Err("the tap is gone".into());
+        }
+        let mut made = self.made.lock().unwrap();
+        *made += 1;
+        Ok(Arc::new(Still(*made)))
+    }
+}
+
+struct Test {
+    keeper: Keeper,
+    makes: Arc<Makes>,
+    events: Arc<EventLog>,
+}
+
+fn keeper(policy: &str) -> Test {
+    let (makes, events) = (Arc::<Makes>::default(), Arc::<EventLog>::default());
+    let rulebook = Arc::<Rulebook>::default();
+    rulebook.set(crate::wire::policy::parse(policy.as_bytes()).unwrap());
+    let keeper = Keeper::new(Arc::clone(&makes), Arc::clone(&events), rulebook);
+    Test {
+        keeper,
+        makes,
+        events,
+    }
+}
+
+fn spec() -> VmSpec {
+    VmSpec::new("vm1", vmm::BootSpec::default())
+}
+
+impl Test {
+    fn started(policy: &str) -> (Test, Arc<dyn Machine>) {
+        let test = keeper(policy);
+        let machine = test.keeper.launch(spec()).unwrap();
+        (test, machine)
+    }
+
+    fn fails(&self) -> Next {
+        self.keeper.ended(Ending::Failed("it broke".to_owned()))
+    }
+
+    /// The last event, which has to be the end, with its runs.
+    fn end(&self) -> (bool, String, Vec<RunWire>) {
+        let told = self.events.after(0, 99);
+        assert!(told.is_last, "{told:?}");
+        match told.events.last().unwrap().event.clone() {
+            Event::Ended {
+                failed,
+                detail,
+                runs,
+            } => (failed, detail, runs),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn wait(ms: u64) -> Next {
+    Next::Wait(Duration::from_millis(ms))
+}
+
+#[test]
+fn by_default_a_vm_ends_once() {
+    for (ending, expected) in [
+        (
+            Ending::Rebooted("reset".into()),
+            Ending::Fine("reset".into()),
+        ),
+        (
+            Ending::Panicked("panic".into()),
+            Ending::Fine("panic".into()),
+        ),
+        (Ending::Fine("off".into()), Ending::Fine("off".into())),
+        (Ending::Failed("bad".into()), Ending::Failed("bad".into())),
+    ] {
+        let (test, _) = Test::started("{}");
+        assert_eq!(test.keeper.ended(ending), Next::Over(expected.clone()));
+        let (failed, _, runs) = test.end();
+        assert_eq!(failed, matches!(expected, Ending::Failed(_)));
+        assert!(runs.is_empty() && test.keeper.account().is_empty());
+    }
+}
+
+#[test]
+fn a_vm_that_fails_is_started_again_as_often_as_allowed_and_then_left_failed() {
+    let policy = r#"{"restart": {"at_most": 3, "first_wait_ms": 10, "longest_wait_ms": 30}}"#;
+    let (test, machine) = Test::started(policy);
+    for (run, ms) in [(1, 10), (2, 20), (3, 30)] {
+        assert_eq!(machine.openmetrics().unwrap(), format!("run {run}"));
+        assert_eq!(machine.runs().number, run);
+        assert_eq!(test.fails(), wait(ms));
+        assert_eq!(machine.state(), MachineState::Waiting);
+        let told = Arc::new(Mutex::new(String::new()));
+        let heard = Arc::clone(&told);
+        let reply = move |done: Result<(), MachineError>| {
+            *heard.lock().unwrap() = done.unwrap_err().to_string();
+        };
+        machine.command(Command::Pause, Box::new(reply));
+        assert!(told.lock().unwrap().contains("started again in a while"));
+        test.keeper.again().unwrap();
+        assert_eq!(machine.state(), MachineState::Running);
+    }
+    let Next::Over(Ending::Failed(why)) = test.fails() else {
+        panic!("a fourth restart");
+    };
+    assert!(
+        why.starts_with("it broke; it is not started again, for the policy allows 3 "),
+        "{why}"
+    );
+    assert_eq!(machine.runs().restarts, [3, 0, 0]);
+    let (failed, detail, runs) = test.end();
+    assert!(failed && detail == why);
+    let numbers: Vec<u64> = runs.iter().map(|run| run.run).collect();
+    assert_eq!(numbers, [1, 2, 3, 4]);
+    let account = test.keeper.account();
+    assert_eq!(account.len(), 4);
+    assert!(
+        account[3].starts_with("run 4: began ") && account[3].contains("it broke; no black box"),
+        "{account:?}"
+    );
+    let kinds = test.events.after(0, 99).events;
+    let waits: Vec<u64> = kinds
+        .iter()
+        .filter_map(|told| match told.event {
+            Event::Restarting { wait_ms, .. } => Some(wait_ms),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(waits, [10, 20, 30]);
+}
+
+#[test]
+fn a_reboot_is_no_death_and_a_panic_is_no_reboot() {
+    let policy = r#"{"on_reboot": "restart", "restart": {"at_most": 1, "first_wait_ms": 0}}"#;
+    let (test, machine) = Test::started(policy);
+    for _ in 0..5 {
+        assert_eq!(test.keeper.ended(Ending::Rebooted("reset".into())), wait(0));
+        test.keeper.again().unwrap();
+    }
+    assert_eq!(test.keeper.ended(Ending::Panicked("panic".into())), wait(0));
+    test.keeper.again().unwrap();
+    assert_eq!(machine.runs().restarts, [0, 1, 5]);
+    let Next::Over(Ending::Failed(why)) = test.keeper.ended(Ending::Panicked("panic".into()))
+    else {
+        panic!("a second restart after a panic");
+    };
+    assert!(why.starts_with("panic; "), "{why}");
+    let only_reboots = Test::started(r#"{"on_reboot": "restart"}"#).0;
+    let over = only_reboots.keeper.ended(Ending::Panicked("panic".into()));
+    assert_eq!(over, Next::Over(Ending::Failed("panic".into())));
+}
+
+#[test]
+fn a_run_that_cannot_begin_counts_as_a_death_and_a_first_one_does_not() {
+    let policy = r#"{"restart": {"at_most": 2, "first_wait_ms": 1}}"#;
+    let test = keeper(policy);
+    *test.makes.fails.lock().unwrap() = true;
+    assert!(test.keeper.launch(spec()).is_err());
+    *test.makes.fails.lock().unwrap() = false;
+    let machine = test.keeper.launch(spec()).unwrap();
+    assert_eq!(machine.runs().number, 1);
+    assert_eq!(test.fails(), wait(1));
+    *test.makes.fails.lock().unwrap() = true;
+    assert!(test.keeper.again().is_err());
+    assert_eq!(machine.state(), MachineState::Waiting);
+    assert_eq!(test.fails(), wait(2));
+    assert_eq!(machine.runs().number, 2);
+    assert!(test.keeper.again().is_err());
+    assert!(matches!(test.fails(), Next::Over(Ending::Failed(_))));
+}
+
+#[test]
+fn a_stop_while_it_waits_is_a_fine_end() {
+    let (test, _) = Test::started(r#"{"restart": {"at_most": 1}}"#);
+    assert_eq!(test.fails(), wait(1000));
+    test.keeper.give_up();
+    let (failed, detail, runs) = test.end();
+    assert!(!failed && detail.contains("before it was started again"));
+    assert!(runs.is_empty(), "there was one run");
+}
