@@ -11,6 +11,7 @@ use vmm::DumpKind;
 use crate::events::{DumpStage, Event, EventLog};
 use crate::machine::{Machine, MachineError};
 use crate::wire::DumpWire;
+use crate::wire::dump::DumpKindWire;
 
 /// How often the events tell of progress, at most.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
@@ -92,6 +93,24 @@ impl Teller {
             stage,
         });
     }
+}
+
+/// Writes a dump on this thread, and tells the events of it.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn write_here(
+    machine: &dyn Machine,
+    events: &Arc<EventLog>,
+    kind: DumpKindWire,
+    path: &Path,
+) -> Result<(), MachineError> {
+    let teller = Teller {
+        events: Arc::clone(events),
+        kind: kind.name(),
+        path: path.display().to_string(),
+    };
+    write(machine, &teller, kind.kind(), path)
 }
 
 fn write(

@@ -76,11 +76,26 @@ pub enum Event {
         /// The lines before it, oldest first.
         before: Vec<String>,
     },
+    /// Something was done about a verdict, as the policy says.
+    Action {
+        /// The verdict's code.
+        code: &'static str,
+        /// And subject.
+        subject: String,
+        /// What: `nmi`, `dump`, `pause`, `wait`, `reset` or `restart`.
+        action: &'static str,
+        /// Where a dump went.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
+        /// Why it could not be done.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// A run of the VM is over, and another one follows.
     Restarting {
         /// The run that is over.
         run: u64,
-        /// `failed`, `guest-panic` or `reboot`.
+        /// `failed`, `guest-panic`, `reboot` or `verdict`.
         cause: &'static str,
         /// How it ended.
         detail: String,
@@ -239,6 +254,19 @@ impl Event {
                 failed,
                 detail: short(detail),
                 runs,
+            },
+            Event::Action {
+                code,
+                subject,
+                action,
+                path,
+                error,
+            } => Event::Action {
+                code,
+                subject: short(subject),
+                action,
+                path: path.map(short),
+                error: error.map(short),
             },
             Event::Restarting {
                 run,

@@ -4,23 +4,26 @@
 //! launched it (the main thread) is told of the end of each run, asks [`Keeper::ended`] what
 //! follows, waits, and calls [`Keeper::again`].
 
+mod actor;
 mod boxes;
 mod chronicle;
+mod handle;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use vmm::VmSpec;
 use vmm::observe::clock::monotonic_ns;
-use vmm::observe::reader::Snapshot;
-use vmm::{DumpKind, Standing, VmSpec};
+use vmm::observe::verdict::Change;
 
 use crate::events::{Event, EventLog};
-use crate::machine::{
-    Command, Ending, Launcher, Machine, MachineError, MachineState, Reply, RestartCause, Runs,
-};
+use crate::machine::{Ending, Launcher, Machine, MachineError, RestartCause};
+use crate::policy::action::Acting;
 use crate::policy::restarts::{Next as Decision, Restarts};
 use crate::policy::{OnReboot, Policy, Rulebook};
+use actor::{Actor, Task};
 use chronicle::Chronicle;
 
 /// What follows the end of a run.
@@ -42,6 +45,16 @@ struct State {
     is_waiting: bool,
     chronicle: Chronicle,
     restarts: Restarts,
+    acting: Acting,
+    wanted: Option<Wanted>,
+}
+
+/// An action of the policy ends a run.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    run: u64,
+    /// The next one does not wait.
+    is_at_once: bool,
 }
 
 struct Inner {
@@ -51,6 +64,9 @@ struct Inner {
     /// A lock, for the main thread begins and ends runs of which the API's thread asks. Held to copy
     /// or to change these few fields, never across a launch, a file or a wait.
     state: Mutex<State>,
+    actor: Actor,
+    /// A dump is being written.
+    is_dumping: AtomicBool,
 }
 
 /// The handle on a VM and its runs; cheap to clone.
@@ -69,6 +85,8 @@ impl Keeper {
             events,
             rulebook,
             state: Mutex::default(),
+            actor: Actor::default(),
+            is_dumping: AtomicBool::new(false),
         }))
     }
 
@@ -79,6 +97,51 @@ impl Keeper {
     fn machine(&self) -> Result<Arc<dyn Machine>, MachineError> {
         let machine = self.lock().machine.clone();
         machine.ok_or_else(|| "the microVM was never started".into())
+    }
+
+    /// Has done what the policy says of a verdict: on a thread of its own, one action after the other.
+    pub fn heard(&self, change: &Change) {
+        let policy = self.0.rulebook.read();
+        let mut state = self.lock();
+        let actions = state.acting.on_change(change, &policy);
+        let run = state.chronicle.runs().number;
+        drop(state);
+        let (Change::Raised(verdict) | Change::Changed(verdict) | Change::Cleared(verdict, _)) =
+            change;
+        if actions.is_empty() {
+            return;
+        }
+        let verdict = verdict.clone();
+        let task = Task {
+            run,
+            verdict,
+            actions,
+        };
+        self.0.actor.give(self, task);
+    }
+
+    fn id(&self) -> String {
+        let state = self.lock();
+        state
+            .spec
+            .as_ref()
+            .map_or_else(String::new, |spec| spec.id.clone())
+    }
+
+    /// Whether this run is the newest, and goes on.
+    fn is_in(&self, run: u64) -> bool {
+        let state = self.lock();
+        state.chronicle.runs().number == run && !state.is_waiting
+    }
+
+    /// One dump at a time: the guest stands still for it.
+    fn alone<T>(&self, dump: impl FnOnce() -> Result<T, MachineError>) -> Result<T, MachineError> {
+        if self.0.is_dumping.swap(true, Ordering::AcqRel) {
+            return Err("another dump of this VM is being written; ask when it is done".into());
+        }
+        let done = dump();
+        self.0.is_dumping.store(false, Ordering::Release);
+        done
     }
 
     /// Says what follows a run that has ended so, or that could not begin: also to the log and the
@@ -202,6 +265,7 @@ impl Keeper {
         let mut state = self.lock();
         state.spec = Some(spec.clone());
         let run = state.chronicle.begin();
+        state.acting = Acting::default();
         drop(state);
         let launched = self.0.launcher.launch(spec);
         let mut state = self.lock();
@@ -258,6 +322,8 @@ impl State {
     /// What follows such an end, after a run of this time.
     fn follow(&mut self, ending: Ending, ran: Duration, policy: &Policy) -> Follow {
         let limit = &policy.restart;
+        let run = self.chronicle.runs().number;
+        let wanted = self.wanted.take().filter(|wanted| wanted.run == run);
         let (cause, detail) = match ending {
             Ending::Fine(_) => return Follow::Over(ending),
             Ending::Rebooted(detail) if policy.on_reboot == OnReboot::Exit => {
@@ -278,6 +344,7 @@ impl State {
                 return Follow::Over(Ending::Fine(detail));
             }
             Ending::Panicked(detail) => (RestartCause::GuestPanic, detail),
+            Ending::Failed(detail) if wanted.is_some() => (RestartCause::Verdict, detail),
             Ending::Failed(detail) => (RestartCause::Failed, detail),
         };
         // A VM that never was cannot be started again.
@@ -288,6 +355,8 @@ impl State {
         match self.restarts.after_death(now, limit) {
             Decision::Restart { number, wait } => {
                 let (most, within) = (limit.at_most, limit.within);
+                let is_at_once = wanted.is_some_and(|wanted| wanted.is_at_once);
+                let wait = if is_at_once { Duration::ZERO } else { wait };
                 Follow::Again(Following {
                     cause,
                     detail,
@@ -308,65 +377,6 @@ impl Launcher for Keeper {
     fn launch(&self, spec: VmSpec) -> Result<Arc<dyn Machine>, MachineError> {
         self.run(spec)?;
         Ok(Arc::new(self.clone()))
-    }
-}
-
-impl Machine for Keeper {
-    fn command(&self, command: Command, reply: Reply) {
-        match self.machine() {
-            Ok(_) if self.lock().is_waiting => {
-                reply(Err("the microVM is started again in a while".into()));
-            }
-            Ok(machine) => machine.command(command, reply),
-            Err(error) => reply(Err(error)),
-        }
-    }
-
-    fn state(&self) -> MachineState {
-        let state = self.lock();
-        let (is_waiting, machine) = (state.is_waiting, state.machine.clone());
-        drop(state);
-        match machine {
-            _ if is_waiting => MachineState::Waiting,
-            Some(machine) => machine.state(),
-            None => MachineState::Stopped,
-        }
-    }
-
-    fn openmetrics(&self) -> Result<String, MachineError> {
-        self.machine()?.openmetrics()
-    }
-
-    fn snapshot(&self) -> Result<Snapshot, MachineError> {
-        self.machine()?.snapshot()
-    }
-
-    fn standing(&self) -> Arc<Standing> {
-        let machine = self.machine();
-        machine.map_or_else(|_| Arc::default(), |machine| machine.standing())
-    }
-
-    fn dump(
-        &self,
-        kind: DumpKind,
-        path: &Path,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<(), MachineError> {
-        self.machine()?.dump(kind, path, progress)
-    }
-
-    fn dump_deadline(&self) -> Duration {
-        let machine = self.machine();
-        machine.map_or(Duration::ZERO, |machine| machine.dump_deadline())
-    }
-
-    fn black_box(&self) -> String {
-        let machine = self.machine();
-        machine.map_or_else(|_| String::new(), |machine| machine.black_box())
-    }
-
-    fn runs(&self) -> Runs {
-        self.lock().chronicle.runs()
     }
 }
 

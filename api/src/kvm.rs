@@ -14,26 +14,23 @@ use vmm::{Outcome, Standing, Vm, VmCommand, VmEvent, VmSpec, VmState};
 
 use crate::events::{Event, EventLog, FactsWire};
 use crate::health;
-use crate::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState, Reply};
+use crate::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState, News, Reply};
 use crate::record::Place;
 
 /// Launches VMs on this host's KVM.
 pub struct KvmLauncher {
     events: Arc<EventLog>,
-    on_end: Arc<dyn Fn(Ending) + Send + Sync>,
+    tell: Arc<dyn Fn(News) + Send + Sync>,
     record: Option<Place>,
 }
 
 impl KvmLauncher {
-    /// `events` gets what happens to the VM; `on_end` is told once, on any thread, how a VM that
-    /// was launched has ended.
-    pub fn new(
-        events: Arc<EventLog>,
-        on_end: impl Fn(Ending) + Send + Sync + 'static,
-    ) -> KvmLauncher {
+    /// `events` gets what happens to the VM; `tell` is called on any thread, and told
+    /// once how a VM that was launched has ended.
+    pub fn new(events: Arc<EventLog>, tell: impl Fn(News) + Send + Sync + 'static) -> KvmLauncher {
         KvmLauncher {
             events,
-            on_end: Arc::new(on_end),
+            tell: Arc::new(tell),
             record: None,
         }
     }
@@ -52,7 +49,7 @@ impl Launcher for KvmLauncher {
         let life = Arc::new(Life {
             marks: AtomicU8::new(0),
             events: Arc::clone(&self.events),
-            on_end: Arc::clone(&self.on_end),
+            tell: Arc::clone(&self.tell),
         });
         let listener = Listener(Arc::clone(&life));
         let place = |black_box: &mut BlackBox| match &self.record {
@@ -78,7 +75,7 @@ const GONE: u8 = 4;
 struct Life {
     marks: AtomicU8,
     events: Arc<EventLog>,
-    on_end: Arc<dyn Fn(Ending) + Send + Sync>,
+    tell: Arc<dyn Fn(News) + Send + Sync>,
 }
 
 impl Life {
@@ -86,7 +83,7 @@ impl Life {
         let before = self.marks.fetch_or(mark, Ordering::AcqRel);
         if before & mark == 0 && before | mark == LAUNCHED | GONE {
             let text = "the VM's thread ended without a word; the log may have its panic";
-            (self.on_end)(Ending::Failed(text.to_owned()));
+            (self.tell)(News::Ended(Ending::Failed(text.to_owned())));
         }
     }
 }
@@ -137,7 +134,7 @@ impl Listener {
             VmEvent::NmiSent => tracing::info!("every vCPU was sent an NMI"),
             VmEvent::Device { device, detail } => tracing::warn!("{device}: {detail}"),
             // The watcher has logged it.
-            VmEvent::Verdict(..) => {}
+            VmEvent::Verdict(change, _) => (self.0.tell)(News::Verdict(change)),
             VmEvent::Guest(message) => {
                 let (kind, line) = (message.kind.name(), message.line);
                 tracing::warn!("the guest's kernel says ({kind}): {line:?}");
@@ -145,12 +142,12 @@ impl Listener {
             VmEvent::Ended(outcome) => {
                 self.0.mark(TOLD);
                 let text = outcome.to_string();
-                (self.0.on_end)(match outcome {
+                (self.0.tell)(News::Ended(match outcome {
                     Outcome::Failed(_) => Ending::Failed(text),
                     Outcome::Panicked { .. } => Ending::Panicked(text),
                     Outcome::Reset(_) => Ending::Rebooted(text),
                     Outcome::PowerOff | Outcome::Exit(_) | Outcome::Stopped => Ending::Fine(text),
-                });
+                }));
             }
         }
     }
@@ -178,6 +175,10 @@ impl Machine for KvmMachine {
         };
         let reply = |done: Result<(), _>| reply(done.map_err(|error| MachineError::new(&error)));
         self.vm.command(command, Box::new(reply));
+    }
+
+    fn fail(&self, reason: String) {
+        self.vm.fail(reason);
     }
 
     fn state(&self) -> MachineState {
@@ -232,11 +233,14 @@ mod tests {
     fn life() -> (Arc<Life>, Arc<Mutex<Vec<Ending>>>) {
         let endings: Arc<Mutex<Vec<Ending>>> = Arc::default();
         let heard = Arc::clone(&endings);
-        let on_end = move |ending| heard.lock().unwrap().push(ending);
+        let tell = move |news| match news {
+            News::Ended(ending) => heard.lock().unwrap().push(ending),
+            News::Verdict(_) => {}
+        };
         let life = Life {
             marks: AtomicU8::new(0),
             events: Arc::default(),
-            on_end: Arc::new(on_end),
+            tell: Arc::new(tell),
         };
         (Arc::new(life), endings)
     }

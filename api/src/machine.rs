@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::observe::reader::Snapshot;
+use vmm::observe::verdict::Change;
 use vmm::{DumpKind, Standing, VmSpec};
 
 /// What a VM can be told.
@@ -75,6 +76,9 @@ pub trait Machine: Send + Sync {
     /// Tells the VM something. Returns at once; `reply` is called when it is done, or dropped.
     fn command(&self, command: Command, reply: Reply);
 
+    /// Ends the VM in order, as one that has failed for this reason. Returns at once.
+    fn fail(&self, reason: String);
+
     /// What the VM is doing; never waits.
     fn state(&self) -> MachineState;
 
@@ -130,14 +134,17 @@ pub enum RestartCause {
     GuestPanic,
     /// The guest reset the machine.
     Reboot,
+    /// A verdict, and the policy's action.
+    Verdict,
 }
 
 impl RestartCause {
     /// All of them, in the order of [`Runs::restarts`].
-    pub const ALL: [RestartCause; 3] = [
+    pub const ALL: [RestartCause; 4] = [
         RestartCause::Failed,
         RestartCause::GuestPanic,
         RestartCause::Reboot,
+        RestartCause::Verdict,
     ];
 
     /// Its name.
@@ -146,6 +153,7 @@ impl RestartCause {
             RestartCause::Failed => "failed",
             RestartCause::GuestPanic => "guest-panic",
             RestartCause::Reboot => "reboot",
+            RestartCause::Verdict => "verdict",
         }
     }
 }
@@ -172,6 +180,15 @@ pub enum Ending {
     Panicked(String),
     /// It failed.
     Failed(String),
+}
+
+/// What a VM's owner is told of it, in order; the end is the last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// What is wrong with it has changed.
+    Verdict(Change),
+    /// It has ended.
+    Ended(Ending),
 }
 
 /// Makes VMs.

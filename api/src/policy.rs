@@ -1,15 +1,18 @@
 //! What is done about verdicts, as an operator wants it.
 
+pub mod action;
 pub mod restarts;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm::Limits;
-use vmm::observe::verdict::Thresholds;
+use vmm::observe::verdict::{Code, Thresholds};
 
 use crate::wire::{self, WireError};
+pub use action::Action;
 pub use restarts::RestartLimit;
 
 /// What an operator can say. The default is to tell, and to do nothing.
@@ -19,6 +22,8 @@ pub struct Policy {
     pub thresholds: Thresholds,
     /// How often a VM that died is started again.
     pub restart: RestartLimit,
+    /// What is done when a verdict is raised, in order; what is not here is only told.
+    pub actions: BTreeMap<Code, Vec<Action>>,
     /// What follows when the guest resets the machine.
     pub on_reboot: OnReboot,
 }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use api::events::EventLog;
 use api::keeper::{Keeper, Next};
 use api::kvm::KvmLauncher;
-use api::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState};
+use api::machine::{Command, Ending, Launcher, Machine, MachineError, MachineState, News};
 use api::policy::Rulebook;
 use api::record::Place;
 use api::vmm::VmSpec;
+use api::vmm::observe::verdict::Change;
 
 use super::signals::Signals;
 use super::{Failure, slim};
@@ -27,6 +28,8 @@ const LAUNCH_POLL: Duration = Duration::from_millis(10);
 enum Happening {
     Signal(i32),
     Ended(Ending),
+    /// What is wrong with the VM has changed.
+    Verdict(Change),
     /// The next run has begun, or cannot.
     Begun(Result<(), MachineError>),
 }
@@ -93,8 +96,15 @@ impl Supervisor {
             format!("the thread for signals cannot be made: {error}; raise the limit on threads")
         };
         listening.map_err(|error| Failure::failed(explain(error)))?;
-        let on_end = move |ending| drop(ends.send(Happening::Ended(ending)));
-        let launcher = KvmLauncher::new(Arc::clone(&events), on_end);
+        let hear = move |news| {
+            let happening = match news {
+                News::Ended(ending) => Happening::Ended(ending),
+                News::Verdict(change) => Happening::Verdict(change),
+            };
+            // The main thread may have ended.
+            let _ = ends.send(happening);
+        };
+        let launcher = KvmLauncher::new(Arc::clone(&events), hear);
         let launcher = match record {
             Some(place) => launcher.recording(place),
             None => launcher,
@@ -124,6 +134,10 @@ impl Supervisor {
         loop {
             let ending = match self.happenings.recv() {
                 Ok(Happening::Begun(Ok(()))) => continue,
+                Ok(Happening::Verdict(change)) => {
+                    self.launcher.keeper.heard(&change);
+                    continue;
+                }
                 Ok(Happening::Begun(Err(error))) => {
                     Ending::Failed(format!("it cannot be started again: {error}"))
                 }
@@ -157,7 +171,7 @@ impl Supervisor {
             match self.happenings.recv_timeout(left) {
                 Ok(Happening::Signal(signal)) => return Some(signal),
                 // The launch of the run that is over, or its second word.
-                Ok(Happening::Begun(_) | Happening::Ended(_)) => {}
+                Ok(Happening::Begun(_) | Happening::Ended(_) | Happening::Verdict(_)) => {}
                 // The first launch may not have returned yet, though its guest has ended.
                 Err(_) if self.launcher.is_launching() => std::thread::sleep(LAUNCH_POLL),
                 Err(_) => return None,
@@ -198,7 +212,7 @@ impl Supervisor {
                     let why = format!("the VM was still being started after {patience:?}");
                     return Err(forced(&why));
                 }
-                Ok(Happening::Begun(_)) | Err(_) => {}
+                Ok(Happening::Begun(_) | Happening::Verdict(_)) | Err(_) => {}
             }
         }
         let Some(machine) = self.launcher.machine.get() else {
@@ -218,7 +232,7 @@ impl Supervisor {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             return match self.happenings.recv_timeout(left) {
-                Ok(Happening::Begun(_)) => continue,
+                Ok(Happening::Begun(_) | Happening::Verdict(_)) => continue,
                 Ok(Happening::Ended(ending)) => self.last(ending),
                 Ok(Happening::Signal(_)) => {
                     Err(forced("a second signal before the VM had stopped"))
@@ -294,6 +308,7 @@ mod tests {
 
     impl Machine for Deaf {
         fn command(&self, _: Command, _: Reply) {}
+        fn fail(&self, _: String) {}
         fn state(&self) -> MachineState {
             MachineState::Running
         }

@@ -81,3 +81,46 @@ fn a_guest_that_panics_is_started_three_times_and_then_left_failed_with_four_bla
     let left = fs::read_dir(daemon.scratch.path("vitrine")).unwrap();
     assert_eq!(left.count(), 4);
 }
+
+#[test]
+fn an_nmi_for_a_verdict_makes_a_guest_print_its_stacks() {
+    let policy = json!({
+        "thresholds": {"storm_exits": 1, "raise_ms": 0},
+        "verdicts": {"exit-storm": ["nmi"]},
+    });
+    let mut daemon = daemon(&json!({}));
+    let script = "
+echo 1 > /proc/sys/kernel/unknown_nmi_panic
+echo READY
+while :; do echo busy; done
+";
+    boot(&daemon, "6.12", "quiet", script);
+    let end = Instant::now() + PATIENCE;
+    while !daemon.text("stdout").contains("READY") {
+        assert!(Instant::now() < end, "{}", daemon.text("stdout"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    daemon.put("/policy", &policy);
+    // It panics for the NMI, after its stacks, and resets the machine.
+    let end = Instant::now() + PATIENCE;
+    while daemon.child.try_wait().unwrap().is_none() {
+        assert!(
+            Instant::now() < end,
+            "{}{}",
+            daemon.text("stdout"),
+            daemon.text("stderr")
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let console = daemon.text("stdout");
+    let (_, told) = console
+        .split_once("NMI: Not continuing")
+        .unwrap_or_else(|| panic!("{console}\n{}", daemon.text("stderr")));
+    assert!(told.contains("Call Trace:"), "{told}");
+    for line in told.lines().take(12) {
+        println!("{line}");
+    }
+    let said = daemon.text("stderr");
+    assert!(said.contains("exit-storm vcpu/0: the policy's nmi is done"));
+    assert_eq!(daemon.finish().code(), Some(0), "{said}");
+}

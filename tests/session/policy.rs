@@ -61,3 +61,82 @@ fn a_policy_file_that_is_refused_is_bad_usage() {
         "{said}"
     );
 }
+
+/// The events of this kind.
+fn events(daemon: &Daemon, kind: &str) -> Vec<Value> {
+    let (status, text) = daemon.ask("GET", "/observe/events", &Value::Null);
+    assert_eq!(status, 200, "{text}");
+    let all = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    all.filter(|event| event["event"] == kind).collect()
+}
+
+/// A guest whose verdict `exit-storm` is raised at once.
+fn storm(actions: &Value, restart: &Value) -> Daemon {
+    let daemon = Daemon::new();
+    let policy = json!({
+        "thresholds": {"storm_exits": 1, "raise_ms": 0},
+        "verdicts": {"exit-storm": actions},
+        "restart": restart,
+    });
+    daemon.put("/policy", &policy);
+    daemon.boot("quiet print=ready loop_pio=0x81");
+    daemon
+}
+
+#[test]
+fn a_verdict_sends_an_nmi_writes_a_dump_and_pauses_the_guest() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("dumps");
+    fs::create_dir(&folder).unwrap();
+    let actions = json!(["nmi", {"dump": "registers", "path": folder}, "pause"]);
+    let daemon = storm(&actions, &Value::Null);
+    daemon.until("the pause", || daemon.state() == "Paused");
+    daemon.until("the events", || events(&daemon, "action").len() == 3);
+    let told = events(&daemon, "action");
+    let names: Vec<&str> = told
+        .iter()
+        .map(|event| event["action"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["nmi", "dump", "pause"]);
+    for event in &told {
+        assert_eq!(
+            (&event["code"], &event["error"]),
+            (&json!("exit-storm"), &Value::Null),
+            "{event}"
+        );
+        assert_eq!(event["subject"], "vcpu/0");
+    }
+    let dump = folder.join("anonymous-instance-exit-storm.registers");
+    assert_eq!(told[1]["path"], dump.to_str().unwrap());
+    let dump: Value = serde_json::from_str(&fs::read_to_string(dump).unwrap()).unwrap();
+    assert!(dump.is_object() || dump.is_array(), "{dump}");
+    assert!(daemon.text("stdout").contains("zoo: nmi"));
+    assert!(
+        daemon
+            .text("stderr")
+            .contains("exit-storm vcpu/0: the policy's pause is done")
+    );
+    daemon.put("/vm", &json!({"state": "Resumed"}));
+    assert_eq!(daemon.state(), "Running");
+}
+
+#[test]
+fn a_verdict_resets_and_then_ends_a_guest_that_does_not_get_better() {
+    let mut daemon = storm(&json!(["reset"]), &json!({"at_most": 1}));
+    assert_eq!(daemon.finish().code(), Some(1));
+    let said = daemon.text("stderr");
+    let reason = "the policy says reset";
+    for run in 1..=2 {
+        let line = format!("  run {run}: began ");
+        let account = said.lines().find(|said| said.starts_with(&line));
+        let account = account.unwrap_or_else(|| panic!("no {line:?} in {said}"));
+        assert!(
+            account.contains("exit-storm vcpu/0: ") && account.contains(reason),
+            "{account}"
+        );
+    }
+    assert!(said.contains("restart 1 of 1 within 600s in 0ns"), "{said}");
+    assert_eq!(daemon.text("stdout").matches("ready").count(), 2);
+}

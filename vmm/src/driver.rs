@@ -38,6 +38,8 @@ pub enum Message {
     Guest(GuestMessage),
     /// A dump asks for what it needs of the paused machine.
     Capture(CaptureReply),
+    /// From a handle: the owner gives the VM up, for this reason.
+    Fail(String),
     /// The operator pressed the console's stop key.
     StopKey,
     /// From a handle.
@@ -188,6 +190,7 @@ impl Driver {
                 });
                 Ok(())
             }
+            Message::Fail(reason) => Err(Outcome::Failed(reason)),
             Message::StopKey => Err(Outcome::Stopped),
             Message::Command(command, reply) => self.command(command, reply),
             Message::Inspect(vcpu, request) => {

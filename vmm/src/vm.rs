@@ -302,6 +302,12 @@ impl Vm {
         Ok(inspect::look(&ram, &sight, &self.shared.kernel))
     }
 
+    /// Ends the VM in order, as one that has failed for this reason: its black box stays, and the
+    /// last event is [`Outcome::Failed`]. Nothing happens to one that has ended.
+    pub fn fail(&self, reason: String) {
+        let _ = self.inbox.send(Message::Fail(reason));
+    }
+
     /// Hands a message to the `vm` thread; false when the VM has ended.
     pub(crate) fn post(&self, message: Message) -> bool {
         self.inbox.send(message).is_ok()

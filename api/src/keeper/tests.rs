@@ -1,12 +1,19 @@
 use super::*;
 use crate::events::RunWire;
+use crate::machine::{Command, MachineState, Reply};
+use vmm::observe::reader::Snapshot;
+use vmm::observe::verdict::{Code, Subject, Verdict};
+use vmm::{DumpKind, Standing};
 
 /// A VM that does nothing.
-struct Still(u64);
+struct Still(u64, Arc<Mutex<Vec<String>>>);
 
 impl Machine for Still {
     fn command(&self, _: Command, reply: Reply) {
         reply(Ok(()));
+    }
+    fn fail(&self, reason: String) {
+        self.1.lock().unwrap().push(reason);
     }
     fn state(&self) -> MachineState {
         MachineState::Running
@@ -35,6 +42,8 @@ impl Machine for Still {
 struct Makes {
     made: Mutex<u64>,
     fails: Mutex<bool>,
+    /// Reasons for which VMs were made to fail.
+    given_up: Arc<Mutex<Vec<String>>>,
 }
 
 impl Launcher for Arc<Makes> {
@@ -44,7 +53,7 @@ impl Launcher for Arc<Makes> {
         }
         let mut made = self.made.lock().unwrap();
         *made += 1;
-        Ok(Arc::new(Still(*made)))
+        Ok(Arc::new(Still(*made, Arc::clone(&self.given_up))))
     }
 }
 
@@ -148,7 +157,7 @@ fn a_vm_that_fails_is_started_again_as_often_as_allowed_and_then_left_failed() {
         why.starts_with("it broke; it is not started again, for the policy allows 3 "),
         "{why}"
     );
-    assert_eq!(machine.runs().restarts, [3, 0, 0]);
+    assert_eq!(machine.runs().restarts, [3, 0, 0, 0]);
     let (failed, detail, runs) = test.end();
     assert!(failed && detail == why);
     let numbers: Vec<u64> = runs.iter().map(|run| run.run).collect();
@@ -180,7 +189,7 @@ fn a_reboot_is_no_death_and_a_panic_is_no_reboot() {
     }
     assert_eq!(test.keeper.ended(Ending::Panicked("panic".into())), wait(0));
     test.keeper.again().unwrap();
-    assert_eq!(machine.runs().restarts, [0, 1, 5]);
+    assert_eq!(machine.runs().restarts, [0, 1, 5, 0]);
     let Next::Over(Ending::Failed(why)) = test.keeper.ended(Ending::Panicked("panic".into()))
     else {
         panic!("a second restart after a panic");
@@ -218,4 +227,86 @@ fn a_stop_while_it_waits_is_a_fine_end() {
     let (failed, detail, runs) = test.end();
     assert!(!failed && detail.contains("before it was started again"));
     assert!(runs.is_empty(), "there was one run");
+}
+
+/// Waits until the events hold so many actions; gives them.
+fn actions(test: &Test, count: usize) -> Vec<(String, Option<String>)> {
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let events = test.events.after(0, 99).events;
+        let actions: Vec<_> = events
+            .into_iter()
+            .filter_map(|told| match told.event {
+                Event::Action { action, error, .. } => Some((action.to_owned(), error)),
+                _ => None,
+            })
+            .collect();
+        if actions.len() >= count {
+            return actions;
+        }
+        assert!(std::time::Instant::now() < end, "{actions:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn raised(code: Code) -> Change {
+    let summary = "it spins".to_owned();
+    Change::Raised(Verdict::new(code, Subject::vcpu(0), 0, summary))
+}
+
+#[test]
+fn actions_are_done_in_order_once_and_a_restart_ends_the_run() {
+    let policy = r#"{"verdicts": {"vcpu-spin": ["nmi", {"wait_ms": 1},
+        {"dump": "registers", "path": "/no/such/file"}, "restart"], "exit-storm": ["pause"],
+        "vcpu-dead-halt": ["reset"]}, "restart": {"at_most": 2, "first_wait_ms": 50}}"#;
+    let (test, machine) = Test::started(policy);
+    for _ in 0..3 {
+        test.keeper.heard(&raised(Code::VcpuSpin));
+    }
+    let done = actions(&test, 4);
+    let names: Vec<&str> = done.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["nmi", "wait", "dump", "restart"]);
+    let errors: Vec<Option<&str>> = done.iter().map(|(_, error)| error.as_deref()).collect();
+    assert_eq!(errors, [None, None, Some("still"), None]);
+    let given_up = || {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(reason) = test.makes.given_up.lock().unwrap().pop() {
+                return reason;
+            }
+            assert!(std::time::Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    let reason = given_up();
+    assert_eq!(
+        reason,
+        "vcpu-spin vcpu/0: it spins; the policy says restart"
+    );
+    assert_eq!(test.keeper.ended(Ending::Failed(reason)), wait(50));
+    test.keeper.again().unwrap();
+    assert_eq!(machine.runs().restarts, [0, 0, 0, 1]);
+    // In the next run the same verdict is a new one. A reset does not wait, and counts.
+    test.keeper.heard(&raised(Code::VcpuDeadHalt));
+    assert_eq!(test.keeper.ended(Ending::Failed(given_up())), wait(0));
+    assert_eq!(machine.runs().restarts, [0, 0, 0, 2]);
+    test.keeper.again().unwrap();
+    test.keeper.heard(&raised(Code::VcpuSpin));
+    let over = test.keeper.ended(Ending::Failed(given_up()));
+    assert!(matches!(over, Next::Over(Ending::Failed(_))), "{over:?}");
+}
+
+#[test]
+fn an_action_of_a_run_that_is_over_is_not_done_to_the_next() {
+    let policy = r#"{"verdicts": {"vcpu-spin": [{"wait_ms": 300}, "pause", "nmi"]},
+        "restart": {"at_most": 1}}"#;
+    let (test, _) = Test::started(policy);
+    test.keeper.heard(&raised(Code::VcpuSpin));
+    assert_eq!(test.fails(), wait(1000));
+    test.keeper.again().unwrap();
+    let late = actions(&test, 3);
+    for (name, error) in &late[1..] {
+        let error = error.as_deref().unwrap();
+        assert!(error.contains("is over"), "{name}: {error}");
+    }
 }

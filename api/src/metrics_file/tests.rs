@@ -62,6 +62,7 @@ struct Fake {
 
 impl Machine for Fake {
     fn command(&self, _: Command, _: CommandReply) {}
+    fn fail(&self, _: String) {}
     fn state(&self) -> MachineState {
         MachineState::Running
     }

@@ -8,6 +8,7 @@
 )]
 
 mod thresholds;
+mod verdicts;
 
 use std::time::Duration;
 
@@ -46,7 +47,11 @@ pub fn of(value: &Value) -> Result<Policy, WireError> {
     if let Some(value) = fields.take("on_reboot") {
         policy.on_reboot = on_reboot(value)?;
     }
+    if let Some(value) = fields.take("verdicts") {
+        policy.actions = verdicts::of(value)?;
+    }
     fields.finish()?;
+    restarts_are_allowed(&policy)?;
     Ok(policy)
 }
 
@@ -61,11 +66,27 @@ pub fn document(policy: &Policy) -> Value {
             "first_wait_ms": ms(limit.first_wait),
             "longest_wait_ms": ms(limit.longest_wait),
         },
+        "verdicts": verdicts::document(&policy.actions),
         "on_reboot": match policy.on_reboot {
             OnReboot::Exit => "exit",
             OnReboot::Restart => "restart",
         },
     })
+}
+
+/// An action that could never do what it says is refused.
+fn restarts_are_allowed(policy: &Policy) -> Result<(), WireError> {
+    for (code, actions) in &policy.actions {
+        let ends = actions.iter().find(|action| action.is_end());
+        if let Some(action) = ends.filter(|_| policy.restart.at_most == 0) {
+            return Err(WireError::BadField {
+                field: format!("verdicts.{}", code.name()),
+                value: format!("{:?}", action.name()),
+                allowed: "restart.at_most of 1 or more with it".to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn restart(value: &Value) -> Result<RestartLimit, WireError> {

@@ -54,6 +54,10 @@ impl Machine for FakeMachine {
         std::thread::spawn(move || reply(Ok(())));
     }
 
+    fn fail(&self, _: String) {
+        self.set(MachineState::Stopped);
+    }
+
     fn state(&self) -> MachineState {
         match self.state.load(Ordering::SeqCst) {
             0 => MachineState::Running,

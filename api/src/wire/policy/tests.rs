@@ -104,3 +104,68 @@ fn restarts_and_reboots_have_limits_that_make_sense() {
     let unknown = refusal(&json!({ "restart": { "max": 1 } }));
     assert!(unknown.starts_with("`restart.max` is not known; give at_most, "));
 }
+
+#[test]
+fn actions_are_taken_back_as_they_were_told() {
+    let given = json!({
+        "restart": { "at_most": 1 },
+        "verdicts": {
+            "guest-panic": [{ "dump": "core", "path": "/var/dumps" }, "restart"],
+            "vcpu-spin": ["nmi", { "wait_ms": 500 }, "pause"],
+            "exit-storm": [],
+            "guest-oom": null,
+        },
+    });
+    let policy = of(&given).unwrap();
+    assert_eq!(policy.actions.len(), 2);
+    let told = document(&policy);
+    for code in ["guest-panic", "vcpu-spin"] {
+        assert_eq!(told["verdicts"][code], given["verdicts"][code]);
+    }
+    assert_eq!(of(&told).unwrap(), policy);
+}
+
+#[test]
+fn an_action_that_cannot_be_is_refused_by_name() {
+    let of_panic = |actions: Value| refusal(&json!({ "verdicts": { "guest-panic": actions } }));
+    for (actions, words) in [
+        (
+            json!(["restart"]),
+            "cannot be \"restart\"; give restart.at_most of 1 or more with it",
+        ),
+        (
+            json!(["deflate"]),
+            "deflate needs a balloon, which this build has not",
+        ),
+        (
+            json!("nmi"),
+            "`verdicts.guest-panic` cannot be \"nmi\"; give a list of up to 8 actions",
+        ),
+        (json!(["reboot"]), "cannot be \"reboot\"; give \"nmi\", "),
+        (json!([7]), "cannot be 7; give \"nmi\", "),
+        (json!(["reset", "nmi"]), "nothing after reset or restart"),
+        (json!([{ "run": "/bin/sh" }]), "cannot be {\"run\":"),
+        (
+            json!([{ "dump": "all", "path": "/d" }]),
+            "give blackbox, core or registers",
+        ),
+        (
+            json!([{ "dump": "core", "path": "d" }]),
+            "`verdicts.guest-panic.path` cannot be \"d\"; give the absolute path",
+        ),
+        (
+            json!([{ "dump": "core" }]),
+            "cannot be null; give the absolute",
+        ),
+        (
+            json!([{ "dump": "core", "path": "/d", "of": 1 }]),
+            "`verdicts.guest-panic.of` is not known",
+        ),
+        (json!([{ "wait_ms": 60_001 }]), "from 0 to 60000"),
+    ] {
+        let refused = of_panic(actions);
+        assert!(refused.contains(words), "{refused}");
+    }
+    let unknown = refusal(&json!({ "verdicts": { "guest-panics": [] } }));
+    assert!(unknown.starts_with("`verdicts.guest-panics` is not known; give vcpu-dead-halt, "));
+}

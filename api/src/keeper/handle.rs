@@ -1,0 +1,77 @@
+//! The VM as all see it: its newest run.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm::observe::reader::Snapshot;
+use vmm::{DumpKind, Standing};
+
+use super::Keeper;
+use crate::machine::{Command, Machine, MachineError, MachineState, Reply, Runs};
+
+impl Machine for Keeper {
+    fn command(&self, command: Command, reply: Reply) {
+        match self.machine() {
+            Ok(_) if self.lock().is_waiting => {
+                reply(Err("the microVM is started again in a while".into()));
+            }
+            Ok(machine) => machine.command(command, reply),
+            Err(error) => reply(Err(error)),
+        }
+    }
+
+    fn fail(&self, reason: String) {
+        if let Ok(machine) = self.machine() {
+            machine.fail(reason);
+        }
+    }
+
+    fn state(&self) -> MachineState {
+        let state = self.lock();
+        let (is_waiting, machine) = (state.is_waiting, state.machine.clone());
+        drop(state);
+        match machine {
+            _ if is_waiting => MachineState::Waiting,
+            Some(machine) => machine.state(),
+            None => MachineState::Stopped,
+        }
+    }
+
+    fn openmetrics(&self) -> Result<String, MachineError> {
+        self.machine()?.openmetrics()
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, MachineError> {
+        self.machine()?.snapshot()
+    }
+
+    fn standing(&self) -> Arc<Standing> {
+        let machine = self.machine();
+        machine.map_or_else(|_| Arc::default(), |machine| machine.standing())
+    }
+
+    fn dump(
+        &self,
+        kind: DumpKind,
+        path: &Path,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), MachineError> {
+        let machine = self.machine()?;
+        self.alone(|| machine.dump(kind, path, progress))
+    }
+
+    fn dump_deadline(&self) -> Duration {
+        let machine = self.machine();
+        machine.map_or(Duration::ZERO, |machine| machine.dump_deadline())
+    }
+
+    fn black_box(&self) -> String {
+        let machine = self.machine();
+        machine.map_or_else(|_| String::new(), |machine| machine.black_box())
+    }
+
+    fn runs(&self) -> Runs {
+        self.lock().chronicle.runs()
+    }
+}
