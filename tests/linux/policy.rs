@@ -84,11 +84,14 @@ fn a_guest_that_panics_is_started_three_times_and_then_left_failed_with_four_bla
 
 #[test]
 fn an_nmi_for_a_verdict_makes_a_guest_print_its_stacks() {
-    let policy = json!({
-        "thresholds": {"storm_exits": 1, "raise_ms": 0},
-        "verdicts": {"exit-storm": ["nmi"]},
-    });
-    let mut daemon = daemon(&json!({}));
+    let policy = |exits: f64, actions: Value| {
+        json!({
+            "thresholds": {"storm_exits": exits, "storm_share": 1, "raise_ms": 0},
+            "verdicts": {"exit-storm": actions},
+        })
+    };
+    // What is raised already is not acted on.
+    let mut daemon = daemon(&policy(1e12, json!([])));
     let script = "
 echo 1 > /proc/sys/kernel/unknown_nmi_panic
 echo READY
@@ -100,7 +103,7 @@ while :; do echo busy; done
         assert!(Instant::now() < end, "{}", daemon.text("stdout"));
         std::thread::sleep(Duration::from_millis(20));
     }
-    daemon.put("/policy", &policy);
+    daemon.put("/policy", &policy(1.0, json!(["nmi"])));
     // It panics for the NMI, after its stacks, and resets the machine.
     let end = Instant::now() + PATIENCE;
     while daemon.child.try_wait().unwrap().is_none() {
