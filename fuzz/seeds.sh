@@ -28,6 +28,7 @@ body logger 'PUT /logger warn' '{"log_path":"/l","level":"Warn","show_level":tru
 body machine 'PUT /machine-config x' '{"vcpu_count":2,"mem_size_mib":256,"smt":false,"cpu_template":"None","track_dirty_pages":false,"huge_pages":"2M"}'
 body more 'PATCH /machine-config x' '{"mem_size_mib":18446744073709551615,"huge_pages_fallback":false,"numa_node":1,"memory_nodes":[0],"cpu_affinity":{},"io_affinity":null}'
 body network 'PUT /network-interfaces/eth0 06:00:AC:10:00:02' '{"iface_id":"eth0","host_dev_name":"tap0","guest_mac":"06:00:ac:10:00:02","mtu":1500}'
+body policy 'PUT /policy x' '{"thresholds":{"spin_ms":1500,"storm_share":0.5,"swapped_bytes":1},"restart":{"at_most":3,"within_ms":9,"first_wait_ms":0,"longest_wait_ms":8},"verdicts":{"guest-panic":["nmi",{"wait_ms":5},{"dump":"core","path":"/d"},"restart"],"exit-storm":["pause"]},"on_reboot":"restart"}'
 body serial 'PUT /serial x' '{"serial_out_path":"/s","rate_limiter":{"size":0,"refill_time":0}}'
 body state 'PATCH /vm?x=1#y x' '{"state":"Paused"}'
 

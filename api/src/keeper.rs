@@ -26,6 +26,9 @@ use crate::policy::{OnReboot, Policy, Rulebook};
 use actor::{Actor, Task};
 use chronicle::Chronicle;
 
+/// Black boxes of earlier runs that are kept with `--keep-blackbox`, at least.
+const LEAST_ASKED: usize = 3;
+
 /// What follows the end of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -41,8 +44,10 @@ struct State {
     spec: Option<VmSpec>,
     /// The newest run that came about.
     machine: Option<Arc<dyn Machine>>,
-    /// That one is over, and another one follows.
+    /// The newest run is over, and another one follows.
     is_waiting: bool,
+    /// The newest run that is over.
+    over: u64,
     chronicle: Chronicle,
     restarts: Restarts,
     acting: Acting,
@@ -163,6 +168,7 @@ impl Keeper {
             Follow::Again(following) => following,
         };
         state.is_waiting = true;
+        state.over = run;
         state.chronicle.count(following.cause);
         drop(state);
         let Following {
@@ -249,9 +255,10 @@ impl Keeper {
         match boxes::keep(path, run) {
             Ok(kept) => {
                 let mut state = self.lock();
-                let old = state.chronicle.kept(run, &kept, at_most);
+                let most = state.most_kept(at_most);
+                let old = state.chronicle.kept(run, &kept, most);
                 drop(state);
-                old.iter().for_each(|old| boxes::remove(old, at_most));
+                old.iter().for_each(|old| boxes::remove(old, most));
                 Some(kept)
             }
             Err(error) => {
@@ -271,7 +278,10 @@ impl Keeper {
         let mut state = self.lock();
         match launched {
             Ok(machine) => {
-                state.is_waiting = false;
+                // A guest may have ended before its launch has returned.
+                if state.over < run {
+                    state.is_waiting = false;
+                }
                 // Dropped without the lock.
                 let old = state.machine.replace(machine);
                 drop(state);
@@ -317,6 +327,13 @@ impl State {
     fn keeps(&self) -> bool {
         let asked = self.spec.as_ref().is_some_and(|spec| spec.black_box.keep);
         asked || !self.chronicle.was_a_reboot()
+    }
+
+    /// How many black boxes of earlier runs are kept.
+    fn most_kept(&self, at_most: u32) -> usize {
+        let asked = self.spec.as_ref().is_some_and(|spec| spec.black_box.keep);
+        let least = if asked { LEAST_ASKED } else { 1 };
+        usize::try_from(at_most).unwrap_or(usize::MAX).max(least)
     }
 
     /// What follows such an end, after a run of this time.

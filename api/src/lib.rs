@@ -4,7 +4,8 @@
 //! [`http`] -> [`routes`] -> [`wire`] -> [`session`] -> [`config`] or a [`machine::Machine`].
 //!
 //! Owner threads: `api` runs all of it on one tokio current-thread runtime; `launch` builds a VM
-//! and ends; `metrics` writes Firecracker's metrics file when one is asked for; `trace` writes a
+//! and ends; `policy` does what is to be done about
+//! verdicts; `metrics` writes Firecracker's metrics file when one is asked for; `trace` writes a
 //! trace for a client and ends; `dump` a dump. Nothing waits on a thread of the VM without a deadline, and reads
 //! never do. May depend on `vmm` and, for its black
 //! box, on what `vmm` hands through.

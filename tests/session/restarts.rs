@@ -176,6 +176,19 @@ fn a_vm_that_fails_is_started_three_times_and_then_left_failed_with_four_black_b
         .unwrap();
     let list = String::from_utf8_lossy(&list.stdout).into_owned();
     assert_eq!(list.matches(" failed ").count(), 4, "{list}");
+    let report = Command::new(program())
+        .args(["report", "again"])
+        .env("XDG_RUNTIME_DIR", daemon.scratch.path(""))
+        .output()
+        .unwrap();
+    let report = String::from_utf8_lossy(&report.stdout).into_owned();
+    let (_, earlier) = report.split_once("Earlier runs of this VM").unwrap();
+    for run in 1..=3 {
+        let file = format!("again.{run}.blackbox");
+        let mut lines = earlier.lines();
+        let line = lines.find(|line| line.starts_with(&format!("  run {run}: ended ")));
+        assert!(line.is_some_and(|line| line.ends_with(&file)), "{earlier}");
+    }
 }
 
 #[test]

@@ -60,12 +60,12 @@ pub(super) fn keep(path: &Path, run: u64) -> Result<PathBuf, KeepError> {
 }
 
 /// Removes the oldest of too many.
-pub(super) fn remove(path: &Path, at_most: u32) {
+pub(super) fn remove(path: &Path, most: usize) {
     let done = fs::remove_file(path);
     let path = path.display();
     match done {
         Ok(()) => tracing::warn!(
-            "{path} is removed: with restart.at_most {at_most}, no more black boxes are kept"
+            "{path} is removed: {most} black boxes of earlier runs are kept, by restart.at_most"
         ),
         Err(error) => tracing::warn!("{path} cannot be removed: {error}"),
     }

@@ -12,8 +12,6 @@ use crate::machine::{Ending, RestartCause, Runs};
 
 /// Runs that are remembered one by one.
 const REMEMBERED: usize = 32;
-/// Black boxes of earlier runs that are kept, if the policy does not allow more restarts.
-const LEAST_KEPT: usize = 3;
 
 /// The runs so far.
 #[derive(Debug, Default)]
@@ -71,14 +69,14 @@ impl Chronicle {
         self.was_a_reboot
     }
 
-    /// The black box of a run was moved to `path`; gives those that are now too many.
-    pub fn kept(&mut self, run: u64, path: &Path, at_most: u32) -> Vec<PathBuf> {
+    /// The black box of a run was moved to `path`; gives those that are now more than
+    /// `most`.
+    pub fn kept(&mut self, run: u64, path: &Path, most: usize) -> Vec<PathBuf> {
         if let Some(over) = self.over.iter_mut().find(|over| over.run == run) {
             over.black_box = Some(path.display().to_string());
         }
         self.kept.push_back(path.to_owned());
-        let most = usize::try_from(at_most).unwrap_or(usize::MAX);
-        let too_many = self.kept.len().saturating_sub(most.max(LEAST_KEPT));
+        let too_many = self.kept.len().saturating_sub(most);
         let old: Vec<PathBuf> = self.kept.drain(..too_many).collect();
         let names: Vec<String> = old.iter().map(|path| path.display().to_string()).collect();
         for over in &mut self.over {
