@@ -178,7 +178,12 @@ impl Keeper {
             which,
         } = following;
         let cause = cause.name();
-        tracing::warn!("run {run} is over ({cause}): {detail}; {which} in {wait:?}");
+        let when = if wait.is_zero() {
+            "now".to_owned()
+        } else {
+            format!("in {wait:?}")
+        };
+        tracing::warn!("run {run} is over ({cause}): {detail}; {which} {when}");
         self.0.events.push(Event::Restarting {
             run,
             cause,

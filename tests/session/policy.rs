@@ -137,6 +137,6 @@ fn a_verdict_resets_and_then_ends_a_guest_that_does_not_get_better() {
             "{account}"
         );
     }
-    assert!(said.contains("restart 1 of 1 within 600s in 0ns"), "{said}");
+    assert!(said.contains("restart 1 of 1 within 600s now"), "{said}");
     assert_eq!(daemon.text("stdout").matches("ready").count(), 2);
 }

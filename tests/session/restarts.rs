@@ -218,3 +218,19 @@ fn a_signal_while_the_vm_waits_for_its_restart_ends_it_at_once() {
     assert!(begun.elapsed() < std::time::Duration::from_secs(10));
     assert!(daemon.scratch.path("vitrine/again.blackbox").exists());
 }
+
+#[test]
+fn a_guest_on_the_terminal_is_started_again_by_a_policy_file() {
+    let scratch = Scratch::new();
+    lost(&scratch.path("lost.elf"));
+    let policy = json!({"restart": {"at_most": 1, "first_wait_ms": 0}});
+    fs::write(scratch.path("policy.json"), policy.to_string()).unwrap();
+    let arguments = "run --id again --kernel SCRATCH/lost.elf --policy SCRATCH/policy.json";
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let mut daemon = Daemon::with(scratch, &arguments);
+    assert_eq!(daemon.finish().code(), Some(1));
+    let said = daemon.text("stderr");
+    let runs = said.lines().filter(|line| line.starts_with("  run "));
+    assert_eq!(runs.count(), 2, "{said}");
+    assert!(daemon.scratch.path("vitrine/again.1.blackbox").exists());
+}
