@@ -173,6 +173,7 @@ impl Page<'_> {
                 "text": String::from_utf8_lossy(&text.bytes),
             }),
             Value::Text(text) => json!({"written": text.written}),
+            Value::Words(text) => json!(text),
         }
     }
 

@@ -8,8 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vmm::Limits;
 use vmm::observe::verdict::{Code, Thresholds};
+use vmm::{Judging, Limits};
 
 use crate::wire::{self, WireError};
 pub use action::Action;
@@ -56,7 +56,10 @@ impl Rulebook {
 
     /// Replaces it. The thresholds hold from the next judgement on, which is a second away at most.
     pub fn set(&self, policy: Policy) {
-        self.limits.set(policy.thresholds.clone());
+        self.limits.set(Judging {
+            thresholds: policy.thresholds.clone(),
+            ..Judging::default()
+        });
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 

@@ -145,5 +145,5 @@ fn a_policy_in_the_file_holds_and_one_that_is_refused_does_not() {
     assert!(!read(json!({"thresholds": {"storm_exits": -9}})));
     std::fs::remove_dir_all(&directory).unwrap();
     assert_eq!(rulebook.read().thresholds.storm_exits, 9.0);
-    assert_eq!(rulebook.limits().read().storm_exits, 9.0);
+    assert_eq!(rulebook.limits().read().thresholds.storm_exits, 9.0);
 }

@@ -9,6 +9,7 @@
 //! * [`FlightRing`]: the last events of a thread;
 //! * [`Series`]: the last samples of a few numbers;
 //! * [`TextRing`]: the last bytes of what somebody says;
+//! * [`Words`]: some words;
 //! * [`BlackBox`]: the memory-mapped file in which all of these live, so that any other process
 //!   can read them while the VMM runs, when it is stuck, and after it was killed;
 //! * [`reader`]: opens such a file, live or dead, and trusts nothing in it;
@@ -33,9 +34,11 @@ pub mod reader;
 pub mod report;
 pub mod schema;
 pub mod series;
+pub mod sight;
 pub mod text;
 pub mod trace;
 pub mod verdict;
+pub mod words;
 
 pub use blackbox::{BlackBox, BlackBoxError, Block, End, Meta, Probe, Pulse};
 pub use cell::{Counter, Gauge, Histogram};
@@ -46,3 +49,4 @@ pub use place::PlaceWord;
 pub use schema::{Field, FieldKind, Section, SectionKind, Unit};
 pub use series::{Column, Series};
 pub use text::TextRing;
+pub use words::Words;

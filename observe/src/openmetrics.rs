@@ -206,7 +206,7 @@ impl Page<'_> {
                     });
                 }
             }
-            Value::Series(_) => {}
+            Value::Series(_) | Value::Words(_) => {}
             Value::Flight(FlightView { written, .. }) | Value::Text(TextView { written, .. }) => {
                 self.add(family, labels, |name, labels| {
                     format!("{name}_total{{{labels}}} {written}\n")

@@ -40,6 +40,8 @@ pub const MAX_SECTION_BYTES: usize = 64 << 20;
 pub const MAX_DIRECTORY_BYTES: usize = 8 << 20;
 /// Sections that are read.
 pub const MAX_SECTIONS: usize = 16 << 10;
+/// Bytes of a text; a longer one is not read.
+pub const MAX_WORDS_BYTES: usize = 4096;
 /// Numbers in all sections together; a histogram, heartbeat or ring counts as many.
 pub const MAX_ROWS: usize = 256 << 10;
 

@@ -2,6 +2,7 @@
 
 use crate::cell::Histogram;
 use crate::series::{Column, ROWS_OFFSET};
+use crate::words::CHECK_BYTES;
 
 /// What a number measures. Stored as one byte in the black box: add at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +49,13 @@ pub enum FieldKind {
     Series = 6,
     /// A [`crate::TextRing`]: `written`, then bytes up to the stride.
     TextRing = 7,
+    /// A [`crate::Words`].
+    Words = 8,
 }
 
 impl FieldKind {
     /// All kinds.
-    pub const ALL: [FieldKind; 7] = [
+    pub const ALL: [FieldKind; 8] = [
         FieldKind::Counter,
         FieldKind::Gauge,
         FieldKind::Histogram,
@@ -60,6 +63,7 @@ impl FieldKind {
         FieldKind::FlightRing,
         FieldKind::Series,
         FieldKind::TextRing,
+        FieldKind::Words,
     ];
 }
 
@@ -79,7 +83,7 @@ pub struct Field {
     /// Elements: 1, or the rows of the table that this is a column of; of a series, its rows.
     pub count: usize,
     /// Bytes from one element to the next, 0 when `count` is 1; of a series, those of a row; of a text
-    /// ring, its size.
+    /// ring, its size; of words, their most.
     pub stride: usize,
     /// For tables: the label that tells rows apart (`reason`, `device`), whose values the section
     /// was given when it was made. Empty otherwise. Rows without a value are not shown.
@@ -162,6 +166,18 @@ impl Field {
         }
     }
 
+    /// A [`crate::Words`] of `WORDS` words.
+    pub const fn words<const WORDS: usize>(
+        name: &'static str,
+        offset: usize,
+        help: &'static str,
+    ) -> Self {
+        Field {
+            stride: WORDS * 8,
+            ..Field::lone(name, FieldKind::Words, Unit::None, offset, help)
+        }
+    }
+
     /// The same field as a column of a table of `count` rows, `stride` bytes apart.
     pub const fn column(self, count: usize, stride: usize, label: &'static str) -> Self {
         Field {
@@ -181,6 +197,7 @@ impl Field {
     pub const fn element_bytes(&self) -> usize {
         match self.kind {
             FieldKind::Series => ROWS_OFFSET + self.count * self.stride,
+            FieldKind::Words => CHECK_BYTES + self.stride,
             FieldKind::Counter | FieldKind::Gauge => 8,
             FieldKind::Histogram => size_of::<Histogram>(),
             FieldKind::Heartbeat => size_of::<crate::Heartbeat>(),

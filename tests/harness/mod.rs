@@ -262,7 +262,8 @@ impl Seen {
                     | Value::Heartbeat(_)
                     | Value::Flight(_)
                     | Value::Series(_)
-                    | Value::Text(_) => {}
+                    | Value::Text(_)
+                    | Value::Words(_) => {}
                 }
             }
         }

@@ -8,6 +8,7 @@ use observe::Section;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
 use observe::openmetrics::{MetricType, families_of};
+use observe::sight::SightBlock;
 
 use crate::machine::facts::MachineBlock;
 use crate::vcpu::counters::VcpuBlock;
@@ -73,5 +74,6 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<HostBlock>();
     check::<MemoryBlock>();
     check::<LedgerBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 16, "a table for no block");
+    check::<SightBlock>();
+    assert_eq!(PAGE.matches("_...` |").count(), 17, "a table for no block");
 }

@@ -54,8 +54,8 @@ pub use memory::MemoryError;
 pub use observe;
 pub use sections::SECTIONS;
 pub use spec::{
-    Backing, BlackBoxSpec, BootSpec, Cache, DriveSpec, Entry, MemorySpec, NetSpec, SerialInput,
-    SerialOutput, SerialSpec, Unpack, VmSpec,
+    Backing, BlackBoxSpec, BootSpec, Cache, DriveSpec, Entry, Judging, MemorySpec, NetSpec,
+    SerialInput, SerialOutput, SerialSpec, Unpack, VmSpec,
 };
 pub use validate::SpecError;
 pub use vcpu::exit::ResetCause;

@@ -5,6 +5,7 @@ use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::SectionKind;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
+use observe::sight::SightBlock;
 
 use crate::machine::facts::MachineBlock;
 use crate::vcpu::counters::VcpuBlock;
@@ -29,6 +30,7 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<HostBlock>(),
     SectionKind::of::<MemoryBlock>(),
     SectionKind::of::<LedgerBlock>(),
+    SectionKind::of::<SightBlock>(),
     SectionKind::of::<MachineRing>(),
     SectionKind::of::<VcpuRing>(),
     SectionKind::of::<QueueRing>(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::validate;
 use crate::watcher::judge::Limits;
 
+pub use crate::watcher::judge::Judging;
 pub use memory::{Backing, MemorySpec};
 
 /// Most vCPUs of a VM.
@@ -38,7 +39,7 @@ pub struct VmSpec {
     pub black_box: BlackBoxSpec,
     /// How long each step of an orderly stop may take before the VM is given up.
     pub stop_deadline: Duration,
-    /// From where on a number is a verdict; can be changed while the VM runs.
+    /// How it is judged; can be changed while it runs.
     pub limits: Arc<Limits>,
 }
 

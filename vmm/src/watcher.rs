@@ -1,14 +1,17 @@
 //! The `watcher` thread: once a second it writes down what others know of the VM, the host's kernel
 //! and KVM, into sections of the black box that are its own.
 //!
-//! It asks no thread of the VM anything and takes no lock, so it goes on while the VM boots, is
-//! paused or hangs. Its owner is the machine: it runs before the first vCPU does, and its last
+//! It takes no lock and waits for no thread of the VM, so it goes on while the VM boots, is paused or
+//! hangs; of one thing it asks them, a look into a vCPU that seems stuck, and for that it waits a
+//! tenth of a second at most ([`look`]). Its owner is the machine: it runs before the first vCPU does, and its last
 //! sample is taken when all else has stopped.
 
 pub mod judge;
 pub mod kvm_stats;
 pub mod kvm_table;
+pub mod look;
 pub mod samples;
+pub mod signals;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -7,7 +7,7 @@ pub const MAGIC: [u8; 8] = *b"VITRBBOX";
 /// Readers refuse another major version.
 pub const MAJOR: u32 = 1;
 /// Readers accept any minor version.
-pub const MINOR: u32 = 1;
+pub const MINOR: u32 = 2;
 /// Bytes before the directory.
 pub const HEADER_BYTES: usize = 4096;
 /// Sections begin at multiples of this, so that two owners never share a cache line (nor the pair

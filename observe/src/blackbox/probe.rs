@@ -80,7 +80,8 @@ impl BlackBox {
             FieldKind::Heartbeat
             | FieldKind::FlightRing
             | FieldKind::Series
-            | FieldKind::TextRing => return None,
+            | FieldKind::TextRing
+            | FieldKind::Words => return None,
         }
         // A histogram begins with its sum.
         const { assert!(crate::Histogram::SUM_OFFSET == 0) };

@@ -110,8 +110,8 @@ pub(super) fn of_field(
                 "When that state was entered, in seconds since 1970.",
             ),
         ],
-        // A reader that asks again and again makes its own.
-        FieldKind::Series => Vec::new(),
+        // A reader that asks again and again makes its own; and a text is no number.
+        FieldKind::Series | FieldKind::Words => Vec::new(),
         FieldKind::TextRing => vec![family(
             format!("{stem}_written{suffix}"),
             MetricType::Counter,

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::directory::{Entry, FieldView, Kind};
 use super::source::{Source, read, word};
 use super::value::{FlightView, HeartbeatView, HistogramView, SeriesView, TextView, Value};
-use super::{MAX_ROWS, MAX_SECTION_BYTES};
+use super::{MAX_ROWS, MAX_SECTION_BYTES, MAX_WORDS_BYTES};
 use crate::place::PlaceWord;
 use crate::schema::FieldKind;
+use crate::words::CHECK_BYTES;
 
 /// What may still be read, of all sections together.
 pub(super) struct Budget {
@@ -138,6 +139,14 @@ impl SectionView {
         }
     }
 
+    /// A text; `None` too while it is being written.
+    pub fn words(&self, field: &str) -> Option<String> {
+        match self.value(field)? {
+            Value::Words(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The value in the row of that name of a table's column: `table("exits", "io")`.
     pub fn table(&self, field: &str, row: &str) -> Option<Value> {
         let field = self.field(field)?;
@@ -210,6 +219,7 @@ impl SectionView {
                 offset,
                 *self.rings.get(&offset)?,
             )),
+            FieldKind::Words => Value::Words(self.words_at(field, offset)?),
             FieldKind::Series => Value::Series(SeriesView::parse(
                 &self.bytes,
                 field,
@@ -224,6 +234,12 @@ impl SectionView {
         })
     }
 
+    fn words_at(&self, field: &FieldView, offset: usize) -> Option<String> {
+        let bytes = field.stride.min(MAX_WORDS_BYTES).checked_add(CHECK_BYTES)?;
+        let end = offset.checked_add(bytes)?;
+        crate::words::parse(self.bytes.get(offset..end)?)
+    }
+
     /// Offsets of all rows of all fields of a kind of value.
     fn offsets(&self, kind: FieldKind) -> Vec<usize> {
         let fields = self.kind.fields.iter().filter(|field| field.kind == kind);
@@ -236,7 +252,7 @@ impl SectionView {
         self.kind.fields.iter().fold(0usize, |sum, field| {
             let weight = match field.kind {
                 FieldKind::Counter | FieldKind::Gauge => 1,
-                FieldKind::Histogram | FieldKind::Heartbeat => 16,
+                FieldKind::Histogram | FieldKind::Heartbeat | FieldKind::Words => 16,
                 FieldKind::FlightRing => 64,
                 FieldKind::Series => field.count.max(1),
                 FieldKind::TextRing => 1024,

@@ -32,6 +32,8 @@ pub enum Value {
     Series(SeriesView),
     /// The last bytes of what somebody said.
     Text(TextView),
+    /// Words.
+    Words(String),
 }
 
 impl Value {

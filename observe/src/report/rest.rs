@@ -233,6 +233,7 @@ fn is_zero(value: &Value) -> bool {
         Value::Flight(flight) => flight.written == 0,
         Value::Series(series) => series.written == 0,
         Value::Text(text) => text.written == 0,
+        Value::Words(text) => text.is_empty(),
     }
 }
 
@@ -265,5 +266,6 @@ fn words(scene: &Scene<'_>, section: &SectionView, field: &FieldView, value: &Va
             series.columns.len()
         ),
         Value::Text(text) => format!("{} bytes of text", text.written),
+        Value::Words(text) => text.replace('\n', ", "),
     }
 }

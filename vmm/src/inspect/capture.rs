@@ -53,6 +53,10 @@ fn view(fd: &VcpuFd, vcpu: u8) -> Result<VcpuView, InspectError> {
         rdi: regs.rdi,
         r10: regs.r10,
         r13: regs.r13,
+        general: [
+            regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rsp, regs.rbp,
+            regs.r8, regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+        ],
         rflags: regs.rflags,
         cr0: special.cr0,
         cr2: special.cr2,

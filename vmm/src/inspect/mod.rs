@@ -41,7 +41,7 @@ pub use look::{Frame, Place, Trust, VcpuSight};
 pub use modules::Module;
 pub use view::{Pending, Timer, TimerMode, VcpuView, Vectors};
 
-pub(crate) use ask::ask;
+pub(crate) use ask::{Unanswered, ask, request};
 pub(crate) use capture::capture;
 pub(crate) use kernel::Kernel;
 pub(crate) use look::look;

@@ -30,6 +30,8 @@ pub struct VcpuView {
     pub r10: u64,
     /// See `rdx`.
     pub r13: u64,
+    /// All general registers, RAX to R15 in the order of struct kvm_regs.
+    pub general: [u64; 16],
     /// The flags register.
     pub rflags: u64,
     /// Control register 0.

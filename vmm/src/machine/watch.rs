@@ -8,12 +8,15 @@ use observe::BlackBox;
 use observe::host::{HostSampler, MemorySampler, TaskSampler};
 use observe::ledger::LedgerSampler;
 use observe::reader::Follower;
+use observe::sight::Suspicion;
 
 use crate::spec::VmSpec;
 use crate::vm::{LaunchError, open_reader};
 use crate::watcher::judge::{self, Judge, Owner};
-use crate::watcher::kvm_table::KvmSampler;
+use crate::watcher::kvm_table::{KvmSampler, KvmVcpuBlock};
+use crate::watcher::look::{Inspection, Looker, Watched};
 use crate::watcher::samples::{Rows, Samples};
+use crate::watcher::signals::SignalProbes;
 use crate::watcher::{Source, Watcher};
 
 /// Starts the watcher, with a source for all that it looks at. Threads first: the ledger relates
@@ -25,12 +28,14 @@ pub fn watcher(
     spec: &VmSpec,
     vm: &VmFd,
     fds: &[VcpuFd],
-    ram: &GuestRam,
+    ram: &Arc<GuestRam>,
     black_box: &mut BlackBox,
     owner: &Owner,
 ) -> Result<Watcher, LaunchError> {
     // By the number of a source in the heartbeat, from 1.
-    let names = ["", "task", "kvm", "host", "memory", "samples", "judge"];
+    let names = [
+        "", "task", "kvm", "host", "memory", "samples", "look", "judge",
+    ];
     let names = names.map(ToOwned::to_owned);
     let block = black_box.section("thread/watcher", &[("reason", &names)])?;
     let mut tasks = TaskSampler::new(black_box, &threads(spec))?;
@@ -49,6 +54,9 @@ pub fn watcher(
         kvm: of_vcpus.first(),
     };
     let samples = Samples::new(black_box, rows)?;
+    let watched = watched(fds.len(), black_box, &tasks, &of_vcpus)?;
+    let eye = Inspection::new(owner.inbox.clone(), Arc::downgrade(ram));
+    let mut looker = Looker::new(eye, watched, Arc::clone(&spec.limits));
     let kvm = move || {
         of_vm.iter_mut().for_each(KvmSampler::sample);
         of_vcpus.iter_mut().for_each(KvmSampler::sample);
@@ -66,6 +74,8 @@ pub fn watcher(
         ),
         // After all that it reads.
         source("samples", Box::new(move || samples.sample())),
+        // So that it is judged in the same round.
+        source("look", Box::new(move || looker.round())),
         source(
             "judge",
             Box::new(move || match follower.snapshot() {
@@ -81,6 +91,26 @@ pub fn watcher(
         what: "the watcher thread",
         source,
     })
+}
+
+/// The vCPUs that can be looked into when they seem stuck: those of which the host tells enough.
+fn watched(
+    vcpus: usize,
+    black_box: &mut BlackBox,
+    tasks: &TaskSampler,
+    kvm: &[KvmSampler<KvmVcpuBlock>],
+) -> Result<Vec<Watched>, LaunchError> {
+    let names = Suspicion::NAMES.map(ToOwned::to_owned);
+    let mut all = Vec::new();
+    for index in 0..vcpus {
+        let Some(probes) = SignalProbes::new(black_box, index, tasks, kvm.get(index)) else {
+            continue;
+        };
+        let block = black_box.section(&format!("sight/{index}"), &[("suspicion", &names)])?;
+        let vcpu = u8::try_from(index).unwrap_or(u8::MAX);
+        all.push(Watched::new(vcpu, probes, block));
+    }
+    Ok(all)
 }
 
 /// The names of the threads that a VM has, and of those that the process around it may have.

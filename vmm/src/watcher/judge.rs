@@ -37,21 +37,40 @@ impl Board {
     }
 }
 
-/// The thresholds that a VM is judged by. They can be changed while it runs, by whoever made its
+/// How a VM is judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judging {
+    /// From where on a number is a verdict.
+    pub thresholds: Thresholds,
+    /// Whether the watcher may look into a vCPU that seems stuck, which takes it out of the guest
+    /// for some microseconds. Without, nothing tells whether a halted or busy vCPU is.
+    pub look_into_vcpus: bool,
+}
+
+impl Default for Judging {
+    fn default() -> Self {
+        Judging {
+            thresholds: Thresholds::default(),
+            look_into_vcpus: true,
+        }
+    }
+}
+
+/// How a VM is judged. It can be changed while it runs, by whoever made its
 /// [`VmSpec`](crate::VmSpec). The lock is held for as long as it takes to swap or to clone a pointer.
 #[derive(Debug, Default)]
-pub struct Limits(Mutex<Arc<Thresholds>>);
+pub struct Limits(Mutex<Arc<Judging>>);
 
 impl Limits {
     /// What holds now.
-    pub fn read(&self) -> Arc<Thresholds> {
+    pub fn read(&self) -> Arc<Judging> {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Has the next judgement go by these.
-    pub fn set(&self, thresholds: Thresholds) {
-        let thresholds = Arc::new(thresholds);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = thresholds;
+    /// Has the next judgement go by this.
+    pub fn set(&self, judging: Judging) {
+        let judging = Arc::new(judging);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = judging;
     }
 }
 
@@ -73,9 +92,10 @@ pub struct Judge {
 
 /// Whether the rules read that section.
 pub fn is_wanted(section: &str) -> bool {
-    const KINDS: [&str; 13] = [
+    const KINDS: [&str; 14] = [
         "vcpu",
         "kvm_vcpu",
+        "sight",
         "task",
         "cgroup",
         "psi",
@@ -93,7 +113,7 @@ pub fn is_wanted(section: &str) -> bool {
 }
 
 impl Judge {
-    /// By these thresholds, as they are at each judgement.
+    /// By these limits, as they are at each judgement.
     pub fn new(owner: Owner, limits: Arc<Limits>) -> Self {
         Judge {
             engine: Engine::default(),
@@ -106,7 +126,9 @@ impl Judge {
     pub fn judge(&mut self, snapshot: &Snapshot) {
         let observation = Observation::of(snapshot);
         let at_ns = observation.at_ns;
-        let changes = self.engine.step(observation, &self.limits.read());
+        let changes = self
+            .engine
+            .step(observation, &self.limits.read().thresholds);
         self.owner.board.write(Standing {
             at_ns,
             verdicts: self.engine.standing(),

@@ -273,6 +273,14 @@ impl<T: Section + Cells> KvmSampler<T> {
         })
     }
 
+    /// The row of the column `level` that has the statistic of that name.
+    pub fn level_row(&self, name: &str) -> Option<usize> {
+        self.cells.iter().find_map(|(of, _, cell)| match cell {
+            Cell::Level(row) if of.name == name => Some(*row),
+            _ => None,
+        })
+    }
+
     /// Reads all values: one system call. What cannot be read stays as it was.
     pub fn sample(&mut self) {
         if self
