@@ -15,7 +15,7 @@ fn the_policy_is_told_with_its_defaults_and_can_be_put_at_any_time() {
         let body = json!({"thresholds": {"storm_exits": storm_exits}});
         server.ask("PUT", "/policy", &body.to_string()).is_204();
         assert_eq!(
-            server.rulebook.limits().read().storm_exits,
+            server.rulebook.limits().read().thresholds.storm_exits,
             storm_exits as f64
         );
     };

@@ -27,6 +27,8 @@ enum {
 	TIMER_DIVIDE = 0x3E0,
 };
 
+#define PERIODIC (1 << 17)
+
 enum { NMI = 2, TIMER_VECTOR = 40, IPI_VECTOR = 41, SPURIOUS_VECTOR = 47 };
 
 static volatile u64 nmis, timers, ipis;
@@ -102,6 +104,77 @@ bool command_timer_hlt(struct text fields)
 	put(" halts=");
 	put_number(halts);
 	put("\n");
+	return true;
+}
+
+static void timer_armed(u32 mode, u64 microseconds)
+{
+	apic_enabled();
+	write32(APIC + TIMER_DIVIDE, 0xB);
+	write32(APIC + LVT_TIMER, mode | TIMER_VECTOR);
+	write32(APIC + TIMER_INITIAL, (u32)(microseconds * 1000));
+}
+
+/* Halts for ever, and is woken each time by a timer of so many milliseconds. */
+bool command_naps(struct text fields)
+{
+	u64 milliseconds = field(&fields, 1000);
+
+	for (;;) {
+		timer_armed(0, milliseconds * 1000);
+		asm volatile("sti; hlt; cli" : : : "memory");
+	}
+	return true;
+}
+
+static void say_where(u64 address)
+{
+	put("at ");
+	put_hex(address);
+	put("\n");
+}
+
+/* One instruction for ever, while a timer interrupts it a thousand times a second. */
+bool command_spin_timer(struct text fields)
+{
+	u64 here;
+
+	(void)fields;
+	asm volatile("leaq 1f(%%rip), %0\n\tjmp 2f\n1:\tjmp 1b\n2:" : "=r"(here));
+	say_where(here);
+	timer_armed(PERIODIC, 1000);
+	asm volatile("sti; jmp *%0" : : "r"(here) : "memory");
+	return true;
+}
+
+/* The same with interrupts off, while one waits. */
+bool command_spin_held(struct text fields)
+{
+	u64 here;
+
+	(void)fields;
+	asm volatile("leaq 1f(%%rip), %0\n\tjmp 2f\n1:\tjmp 1b\n2:" : "=r"(here));
+	say_where(here);
+	asm volatile("cli" : : : "memory");
+	timer_armed(0, 1000);
+	asm volatile("jmp *%0" : : "r"(here) : "memory");
+	return true;
+}
+
+/* Writes memory again and again, in one function and with interrupts off: work, and no loop that waits. */
+bool command_busy(struct text fields)
+{
+	static u64 room[8192];
+	u64 value = 0;
+
+	(void)fields;
+	for (;;) {
+		u64 *to = room;
+		u64 count = sizeof(room) / sizeof(room[0]);
+
+		value++;
+		asm volatile("rep stosq" : "+D"(to), "+c"(count) : "a"(value) : "memory");
+	}
 	return true;
 }
 

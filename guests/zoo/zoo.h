@@ -101,6 +101,10 @@ bool command_bad_ring(struct text fields);
 /* Counts it; true if it was an interrupt, or an NMI that somebody awaits. */
 bool interrupt_taken(u64 vector);
 bool command_timer_hlt(struct text fields);
+bool command_naps(struct text fields);
+bool command_spin_timer(struct text fields);
+bool command_spin_held(struct text fields);
+bool command_busy(struct text fields);
 bool command_self_ipi(struct text fields);
 bool command_nmi(struct text fields);
 bool command_hypercall(struct text fields);

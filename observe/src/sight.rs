@@ -134,6 +134,8 @@ unsafe impl Section for SightBlock {
 
 /// KVM's numbers for what a vCPU does (Documentation/virt/kvm/api.rst, 4.38).
 pub mod mp_state {
+    /// Runs, or could.
+    pub const RUNNABLE: u64 = 0;
     /// Waits for its INIT or startup IPI.
     pub const UNINITIALIZED: u64 = 1;
     /// Has its INIT and waits for the startup IPI.

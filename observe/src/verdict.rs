@@ -32,7 +32,7 @@ use std::fmt;
 
 pub use code::{Code, Entry, Severity};
 pub use engine::{Change, Engine};
-pub use observation::{MessageSeen, Observation, QueueSeen, ThreadSeen, VcpuSeen};
+pub use observation::{MessageSeen, Observation, QueueSeen, SightSeen, ThreadSeen, VcpuSeen};
 pub use thresholds::Thresholds;
 
 /// What a verdict is about.

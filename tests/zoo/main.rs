@@ -13,6 +13,7 @@ mod hostile;
 mod inspect;
 mod lifecycle;
 mod samples;
+mod stuck;
 mod trace;
 mod watched;
 

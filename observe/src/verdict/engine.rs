@@ -63,12 +63,13 @@ impl Engine {
         let is_other = kept.verdict.severity != verdict.severity
             || kept.verdict.consequence_of != verdict.consequence_of;
         kept.last_ns = at;
+        let code = verdict.code;
         let first_ns = kept.first_ns.min(verdict.since_ns);
         kept.verdict = Verdict {
             since_ns: first_ns,
             ..verdict
         };
-        if !kept.is_raised && at.saturating_sub(first_ns) >= limits.raise_ns {
+        if !kept.is_raised && at.saturating_sub(first_ns) >= limits.raise_ns_of(code) {
             kept.is_raised = true;
             changes.push(Change::Raised(kept.verdict.clone()));
         } else if kept.is_raised && is_other {

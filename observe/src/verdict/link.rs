@@ -46,6 +46,16 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
                 || matches!(effect.code, GuestIdle)
         }
         QueueDeviceStall | DriveError | QueueBroken => matches!(effect.code, GuestIdle),
+        // What waits for an answer of a vCPU that gives none spins, or halts for good.
+        VcpuSpinIrqsOff | VcpuDeadHalt
+            if matches!(effect.code, VcpuSpin) && cause.subject != effect.subject =>
+        {
+            true
+        }
+        VcpuDeadHalt => matches!(
+            effect.code,
+            QueueGuestNotReaping | QueueLostKick | GuestIdle
+        ),
         VcpuSpinIrqsOff | VcpuSpin | VcpuStarved | VcpuThrottled | VcpuInHandler
         | VcpuHostFault => {
             matches!(effect.code, QueueGuestNotReaping | QueueLostKick)

@@ -1,13 +1,15 @@
 //! What the rules look at: a snapshot of a black box, read once and by name.
 
-use super::memory_seen::MemorySeen;
 mod console;
+mod sight;
 
+use super::memory_seen::MemorySeen;
 pub use console::MessageSeen;
 
 use crate::heartbeat::Activity;
 use crate::ledger::Moment;
 use crate::reader::{Ended, HeartbeatView, SectionView, Snapshot, Value};
+pub use sight::SightSeen;
 
 /// Sections of a kind that are looked at: more than any VM has, and few enough that a file made up
 /// to hold a reader up does not.
@@ -32,6 +34,8 @@ pub struct Observation {
     pub failure: Option<String>,
     /// All vCPUs, by number.
     pub vcpus: Vec<VcpuSeen>,
+    /// vCPUs that the command line lets a Linux guest start, as far as it says so.
+    pub vcpus_allowed: Option<u64>,
     /// All queues.
     pub queues: Vec<QueueSeen>,
     /// The VMM's own threads that have a heartbeat, vCPUs not among them.
@@ -124,6 +128,10 @@ pub struct VcpuSeen {
     pub places: Vec<(String, u64, u64)>,
     /// KVM's statistics.
     pub kvm: Option<Sampled<KvmSeen>>,
+    /// Time in pauses that have ended, and before the start.
+    pub paused_ns: Option<u64>,
+    /// What was found by looking into it.
+    pub sight: Option<SightSeen>,
 }
 
 /// What of KVM's statistics the rules look at.
@@ -236,6 +244,9 @@ impl Observation {
                 _ => None,
             },
             vcpus,
+            vcpus_allowed: snapshot
+                .section("machine")
+                .and_then(|section| section.gauge("vcpus_allowed")),
             queues: of_kind("queue")
                 .map(|section| source.queue(section))
                 .collect(),
@@ -314,6 +325,11 @@ impl Source<'_> {
                 })
                 .collect(),
             kvm: self.kvm(index),
+            paused_ns: section.counter("paused"),
+            sight: self
+                .snapshot
+                .section(&format!("sight/{index}"))
+                .and_then(|section| SightSeen::of(self.snapshot, section)),
         })
     }
 

@@ -2,9 +2,11 @@
 //! silent where one of its signals is missing.
 
 mod console;
+mod idle;
 mod memory;
 mod process;
 mod queue;
+mod stuck;
 mod vcpu;
 
 use super::{Observation, Thresholds, Verdict};
@@ -43,6 +45,8 @@ pub(super) fn all(
     let mut verdicts = Vec::new();
     if look.is_running() {
         vcpu::judge(&look, &mut verdicts);
+        stuck::judge(&look, &mut verdicts);
+        idle::judge(&look, &mut verdicts);
         queue::judge(&look, &mut verdicts);
         memory::judge(&look, &mut verdicts);
     }

@@ -1,6 +1,7 @@
 mod console;
 mod memory;
 mod process;
+mod stuck;
 
 use std::mem::offset_of;
 
@@ -13,6 +14,7 @@ use crate::host::{CgroupBlock, TaskBlock};
 use crate::reader::Snapshot;
 use crate::reader::tests::snapshot;
 use crate::schema::{Field, FieldKind, Section, Unit};
+use crate::sight::SightBlock;
 
 const S: u64 = 1_000_000_000;
 
@@ -131,6 +133,7 @@ struct World {
     cgroup: Block<CgroupBlock>,
     queue: Block<Queue>,
     io: Block<Thread>,
+    sight: Block<SightBlock>,
 }
 
 fn names(all: &[&str]) -> Vec<String> {
@@ -160,7 +163,9 @@ impl World {
         let queue: Block<Queue> = black_box.section("queue/disk/0", &[]).unwrap();
         queue.size.set(256);
         let io = black_box.section("thread/io-disk", &[]).unwrap();
+        let sight = black_box.section("sight/0", &[]).unwrap();
         World {
+            sight,
             vcpu,
             kvm,
             task,

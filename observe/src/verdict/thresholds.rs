@@ -1,5 +1,7 @@
 //! From where on a number is a verdict. Every one can be set.
 
+use super::Code;
+
 /// Thresholds, with the defaults of the documentation. Times are nanoseconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Thresholds {
@@ -25,6 +27,10 @@ pub struct Thresholds {
     pub wake_kernel_share: f64,
     /// A vCPU that was not started so long after the first one.
     pub not_started_ns: u64,
+    /// A guest whose vCPUs are all halted for this share of the time is idle.
+    pub idle_share: f64,
+    /// And is told to be after so long.
+    pub idle_ns: u64,
     /// The oldest request in flight.
     pub backend_stall_ns: u64,
     /// Requests in the ring that the device's thread does not take.
@@ -53,6 +59,16 @@ pub struct Thresholds {
     pub clear_ns: u64,
 }
 
+impl Thresholds {
+    /// How long a verdict must hold before it is raised.
+    pub fn raise_ns_of(&self, code: Code) -> u64 {
+        match code {
+            Code::GuestIdle => self.idle_ns,
+            _ => self.raise_ns,
+        }
+    }
+}
+
 const S: u64 = 1_000_000_000;
 
 impl Default for Thresholds {
@@ -69,6 +85,8 @@ impl Default for Thresholds {
             wake_halts: 5_000.0,
             wake_kernel_share: 0.3,
             not_started_ns: 10 * S,
+            idle_share: 0.95,
+            idle_ns: 10 * S,
             backend_stall_ns: 5 * S,
             device_stall_ns: S,
             not_reaping_ns: 2 * S,

@@ -6,6 +6,7 @@
 
 pub mod counters;
 pub mod exit;
+pub mod failure;
 pub mod kick;
 pub mod kvm_run;
 pub mod places;

@@ -13,6 +13,7 @@ use observe::{Activity, Block, Clock, Ticks};
 
 use super::counters::{ExitKind, VcpuBlock};
 use super::exit::{Buses, Exit, Failure, Next, ResetCause, Stay, dispatch};
+use super::failure;
 use super::kick::{self, Kicker};
 use super::kvm_run;
 use crate::dump::Registers;
@@ -271,7 +272,7 @@ impl Vcpu<'_> {
                 Next::Reset(cause) => return self.leave(ReportKind::Reset(cause)),
                 Next::PowerOff => return self.leave(ReportKind::PowerOff),
                 Next::Fail(failure) => {
-                    let text = describe_failure(self.index(), &failure);
+                    let text = self.describe(&failure);
                     return self.leave(ReportKind::Failed(text));
                 }
             }
@@ -341,11 +342,16 @@ impl Vcpu<'_> {
                 Next::Reset(cause) => return Err(self.leave(ReportKind::Reset(cause))),
                 Next::PowerOff => return Err(self.leave(ReportKind::PowerOff)),
                 Next::Fail(failure) => {
-                    let text = describe_failure(self.index(), &failure);
+                    let text = self.describe(&failure);
                     return Err(self.leave(ReportKind::Failed(text)));
                 }
             }
         }
+    }
+
+    fn describe(&self, failure: &Failure) -> String {
+        let registers = self.parts.fd.get_regs().ok();
+        failure::describe(self.index(), failure, registers.as_ref())
     }
 
     /// The guest has left for good: waits to be stopped.
@@ -390,30 +396,5 @@ fn refused(errno: i32) -> Exit<'static> {
     Exit::Fatal {
         kind,
         words: [0, 0, 0, errno.unsigned_abs().into()],
-    }
-}
-
-fn describe_failure(vcpu: u8, failure: &Failure) -> String {
-    let [first, second, third, errno] = failure.words;
-    match failure.kind {
-        ExitKind::FailEntry => format!(
-            "vcpu {vcpu}: the CPU refused to enter the guest (KVM_EXIT_FAIL_ENTRY, hardware reason \
-             {first:#x} on host CPU {second}): its state is invalid"
-        ),
-        ExitKind::InternalError => format!(
-            "vcpu {vcpu}: KVM cannot go on (KVM_EXIT_INTERNAL_ERROR, suberror {first}{}, data \
-             {second:#x} {third:#x} {errno:#x})",
-            if first == 1 {
-                ": an instruction it cannot emulate"
-            } else {
-                ""
-            }
-        ),
-        ExitKind::MemoryFault => format!(
-            "vcpu {vcpu}: the guest touched memory that the host cannot give it (guest address \
-             {first:#x}, {second} bytes, errno {errno})"
-        ),
-        ExitKind::SystemEvent => format!("vcpu {vcpu}: KVM reports system event {first}"),
-        _ => format!("vcpu {vcpu}: KVM_RUN gave exit reason {first}, errno {errno}"),
     }
 }

@@ -19,7 +19,7 @@ use observe::{Block, Clock, Ticks};
 use super::judge::Limits;
 use super::signals::{SHORTEST_NS, SignalProbes, Signals, suspect};
 use crate::driver::Message;
-use crate::inspect::{self, VcpuView};
+use crate::inspect::{self, Frame, Place, VcpuView};
 use streak::Streak;
 
 /// What all looks of a round may take together.
@@ -92,9 +92,20 @@ impl Eye for Inspection {
         })?;
         let names = ram.map(|ram| {
             let named = inspect::look(&ram, &sight, &self.kernel);
-            let mut frames = named.frames.iter().map(ToString::to_string);
-            let place = frames.next().unwrap_or_default();
-            (place, frames.collect::<Vec<_>>().join("\n"))
+            let has_name = |frame: &&Frame| {
+                let place = &frame.place;
+                matches!(
+                    place,
+                    Place::Kernel(_) | Place::Module(_) | Place::Modules(_)
+                )
+            };
+            let place = named.frames.first().filter(has_name);
+            let callers = named.frames.iter().skip(1).map(ToString::to_string);
+            let stack: Vec<String> = callers.collect();
+            (
+                place.map_or_else(String::new, ToString::to_string),
+                stack.join("\n"),
+            )
         });
         Ok(Found {
             view: sight.view,
