@@ -23,6 +23,7 @@ mod net;
 mod nmi;
 mod pause;
 mod policy;
+mod stuck;
 mod trace;
 
 use std::path::PathBuf;

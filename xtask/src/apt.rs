@@ -115,6 +115,28 @@ pub fn newest_kernel(series: &str, suffix: &str) -> Result<String> {
     )
 }
 
+/// The packages with which modules are built for the kernel of that release.
+pub fn headers_of(release: &str) -> Result<Vec<String>> {
+    ensure_index()?;
+    let headers = format!("linux-headers-{release}");
+    let listing = program::text(apt("apt-cache").args(["depends", &headers])).unwrap_or_default();
+    let names = listing
+        .lines()
+        .filter_map(|line| line.split_once("Depends: "));
+    let needed = names.map(|(_, name)| name.trim()).filter(|name| {
+        name.starts_with("linux-kbuild-")
+            || name.starts_with("linux-headers-") && name.ends_with("-common")
+    });
+    let needed: Vec<String> = needed.map(str::to_owned).collect();
+    if needed.len() != 2 {
+        return fail(format!(
+            "apt has no package {headers}, of the kernel that the guests run: a newer one has \
+             taken its place; run `cargo xtask images --refresh`"
+        ));
+    }
+    Ok([headers].into_iter().chain(needed).collect())
+}
+
 /// The name with the highest version: the numbers in it, compared in order.
 fn newest<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names.max_by_key(|name| {

@@ -26,10 +26,11 @@ pub struct VcpuSight {
 }
 
 impl VcpuSight {
-    /// The function of the guest's kernel that it is in.
+    /// The function of the guest's kernel or of a module that it is in.
     pub fn function(&self) -> Option<&str> {
         match &self.frames.first()?.place {
             Place::Kernel(symbol) => Some(&symbol.name),
+            Place::Module(module) => module.symbol.as_ref().map(|symbol| symbol.name.as_str()),
             _ => None,
         }
     }
@@ -51,7 +52,7 @@ pub struct Frame {
 pub enum Place {
     /// Into a function of the kernel's image.
     Kernel(Symbol),
-    /// Into a module of the kernel; its own symbols are not read.
+    /// Into a module of the kernel.
     Module(Module),
     /// Where the kernel has its modules and other code that was added to it.
     Modules(u64),

@@ -11,8 +11,11 @@
     clippy::arithmetic_side_effects
 )]
 
+mod symbols;
+
 use std::fmt;
 
+use super::kallsyms::Symbol;
 use super::walk::{Physical, Space};
 
 /// Where modules are (MODULES_VADDR), without KASLR and with it, up to the fixed mappings.
@@ -37,11 +40,16 @@ pub struct Module {
     pub offset: u64,
     /// How large that is.
     pub size: u64,
+    /// The function there, if the module keeps its symbols.
+    pub symbol: Option<Symbol>,
 }
 
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}]+{:#x}/{:#x}", self.name, self.offset, self.size)
+        match &self.symbol {
+            Some(symbol) => write!(f, "{symbol} [{}]", self.name),
+            None => write!(f, "[{}]+{:#x}/{:#x}", self.name, self.offset, self.size),
+        }
     }
 }
 
@@ -77,6 +85,7 @@ fn holds<M: Physical>(space: &Space<'_, M>, place: u64, address: u64) -> Option<
         name: String::from_utf8_lossy(name).into_owned(),
         offset,
         size,
+        symbol: symbols::symbol(space, rest, address),
     })
 }
 

@@ -1,5 +1,6 @@
 //! The guests' initial RAM file system: busybox, the drivers of virtio devices, and an init.
 
+use super::module;
 use crate::busybox::Busybox;
 use crate::cpio::Archive;
 use crate::error::Result;
@@ -47,5 +48,6 @@ pub fn archive(kernel: &Kernel, busybox: &Busybox) -> Result<Vec<u8>> {
     for (path, content) in kernel.module_tree(&MODULES, &PLAIN_INDICES)? {
         archive.file(&path, 0o644, &content);
     }
+    archive.file("vitrine_stuck.ko", 0o644, &module::build(kernel)?);
     Ok(archive.finish())
 }

@@ -2,6 +2,7 @@
 //! bare-metal guest. Each is made once, and again when what it is made from has changed.
 
 mod initrd;
+mod module;
 mod root;
 mod zoo;
 
@@ -80,7 +81,11 @@ fn linux(folder: &Path, series: &str, refresh: bool) -> Result<()> {
     let initrd_made = Made::new(
         folder,
         &[&initrd],
-        &[package_name, initrd::INPUTS.concat().as_bytes()],
+        &[
+            package_name,
+            initrd::INPUTS.concat().as_bytes(),
+            module::INPUTS.concat().as_bytes(),
+        ],
     );
     if !refresh && kernel_made.is_fresh() && initrd_made.is_fresh() {
         return Ok(());
