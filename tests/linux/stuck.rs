@@ -122,14 +122,57 @@ fn a_loop_that_takes_interrupts_is_named_in_a_module() {
     }
 }
 
+const STUCK: [Code; 4] = [
+    Code::VcpuDeadHalt,
+    Code::VcpuSpinIrqsOff,
+    Code::VcpuSpin,
+    Code::VcpuNotStarted,
+];
+
+/// Fails when for so many rounds from now on one is said to be stuck.
+fn assert_well(guest: &Guest, count: u64, what: &str) {
+    let last = rounds(guest) + count;
+    while rounds(guest) < last {
+        let standing = guest.vm.standing();
+        let wrong = standing.verdicts.iter().find(|v| STUCK.contains(&v.code));
+        assert!(wrong.is_none(), "{what}: {wrong:#?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_cpu_that_linux_has_switched_off_is_not_dead() {
+    for version in VERSIONS {
+        let script = "
+echo 0 > /sys/devices/system/cpu/cpu1/online
+echo ONLINE=$(cat /sys/devices/system/cpu/online)
+sleep 8
+echo 1 > /sys/devices/system/cpu/cpu1/online
+echo AGAIN=$(cat /sys/devices/system/cpu/online)
+sleep 1000
+";
+        let mut spec = linux(version, "", script);
+        spec.vcpus = 2;
+        let guest = Guest::launch(spec);
+        guest.await_words("ONLINE=", PATIENCE);
+        assert_well(&guest, 7, version);
+        let seen = guest.seen();
+        let view = seen.0.section("sight/1").unwrap();
+        println!(
+            "{version}: {:?} {:?}",
+            view.words("place"),
+            view.words("stack")
+        );
+        let looks = seen.number("sight/1", "looks", "");
+        guest.await_words("AGAIN=0-1", PATIENCE);
+        assert_eq!(told(&guest.said(), "ONLINE"), "0");
+        assert!(looks >= 2, "{looks}");
+        guest.stop();
+    }
+}
+
 #[test]
 fn a_guest_at_work_or_idle_is_never_stuck() {
-    const STUCK: [Code; 4] = [
-        Code::VcpuDeadHalt,
-        Code::VcpuSpinIrqsOff,
-        Code::VcpuSpin,
-        Code::VcpuNotStarted,
-    ];
     // User space that computes, the kernel that zeroes memory, forks, a disk, and nothing at all.
     for (version, work) in [
         ("6.1", "while :; do :; done"),
@@ -147,13 +190,7 @@ fn a_guest_at_work_or_idle_is_never_stuck() {
             .push(drive("disk", &scratch.disk("disk", 8 << 20, 1)));
         let guest = Guest::launch(spec);
         guest.await_words("WORKS", PATIENCE);
-        let last = rounds(&guest) + 15;
-        while rounds(&guest) < last {
-            let standing = guest.vm.standing();
-            let wrong = standing.verdicts.iter().find(|v| STUCK.contains(&v.code));
-            assert!(wrong.is_none(), "{version} {work}: {wrong:#?}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        assert_well(&guest, 15, work);
         let seen = guest.seen();
         let looks = seen.number("sight/0", "looks", "");
         let late = seen.number("sight/0", "late", "");

@@ -12,6 +12,7 @@ const LOOP_BYTES: u64 = 512;
 /// count, too.
 const WAITING_REGISTERS: u64 = 1;
 /// Looks that a finding needs.
+const NAMELESS_LOOKS: u64 = 3;
 const DEAF_LOOKS: u64 = 3;
 const HELD_LOOKS: u64 = 5;
 const SPIN_LOOKS: u64 = 5;
@@ -29,14 +30,14 @@ pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     }
     // Without a name, one of several may have been switched off by its guest.
     let all_are = dead.len() == look.now.vcpus.len();
-    verdicts.extend(dead.into_iter().map(|(verdict, is_named)| {
-        let is_sure = all_are || is_named;
-        verdict.at(if is_sure {
-            Severity::Error
-        } else {
-            Severity::Warning
-        })
-    }));
+    for (verdict, sight) in dead {
+        let is_sure = all_are || !sight.place.is_empty();
+        if is_sure {
+            verdicts.push(verdict);
+        } else if sight.alike.looks >= NAMELESS_LOOKS {
+            verdicts.push(verdict.at(Severity::Warning));
+        }
+    }
 }
 
 /// What was seen of a vCPU of which that is suspected, if it was seen since it is.
@@ -53,7 +54,7 @@ pub(super) fn seen<'a>(
 }
 
 /// Halted with interrupts off. With interrupts on, any device may end the halt: that is idle.
-fn dead_halt(look: &Look<'_>, vcpu: &VcpuSeen) -> Option<(Verdict, bool)> {
+fn dead_halt<'a>(look: &Look<'_>, vcpu: &'a VcpuSeen) -> Option<(Verdict, &'a SightSeen)> {
     let sight = seen(look, vcpu, &[Suspicion::Halted])?;
     let is_blocking = vcpu.kvm.as_ref()?.value.is_blocking;
     let is_halted = is_blocking && sight.mp_state == mp_state::HALTED;
@@ -77,7 +78,7 @@ fn dead_halt(look: &Look<'_>, vcpu: &VcpuSeen) -> Option<(Verdict, bool)> {
     let verdict = Verdict::new(Code::VcpuDeadHalt, subject, since_ns, summary);
     let verdict = verdict.number("halted_ns", age);
     let verdict = with_sight(verdict, sight).number("timer_armed", u64::from(sight.timer_armed));
-    Some((verdict, !sight.place.is_empty()))
+    Some((verdict, sight))
 }
 
 /// In the kernel with interrupts off, for long, in a small loop or while an interrupt waits.
