@@ -16,16 +16,32 @@ pub use action::Action;
 pub use restarts::RestartLimit;
 
 /// What an operator can say. The default is to tell, and to do nothing.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// From where on a number is a verdict.
     pub thresholds: Thresholds,
+    /// Whether the watcher may look into a vCPU that seems stuck, which takes it out of the guest for
+    /// some microseconds.
+    pub look_into_vcpus: bool,
     /// How often a VM that died is started again.
     pub restart: RestartLimit,
     /// What is done when a verdict is raised, in order; what is not here is only told.
     pub actions: BTreeMap<Code, Vec<Action>>,
     /// What follows when the guest resets the machine.
     pub on_reboot: OnReboot,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let judging = Judging::default();
+        Policy {
+            thresholds: judging.thresholds,
+            look_into_vcpus: judging.look_into_vcpus,
+            restart: RestartLimit::default(),
+            actions: BTreeMap::new(),
+            on_reboot: OnReboot::default(),
+        }
+    }
 }
 
 /// What follows when the guest resets the machine.
@@ -58,7 +74,7 @@ impl Rulebook {
     pub fn set(&self, policy: Policy) {
         self.limits.set(Judging {
             thresholds: policy.thresholds.clone(),
-            ..Judging::default()
+            look_into_vcpus: policy.look_into_vcpus,
         });
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }

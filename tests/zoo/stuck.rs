@@ -196,11 +196,11 @@ fn a_vcpu_that_is_never_started_is_told_after_ten_seconds() {
 
 #[test]
 fn a_guest_that_may_not_be_looked_into_is_not() {
-    let mut spec = zoo("print=ready cli_hlt");
-    spec.judging = Judging {
+    let spec = zoo("print=ready cli_hlt");
+    spec.limits.set(Judging {
         look_into_vcpus: false,
         ..Judging::default()
-    };
+    });
     let guest = Guest::launch(spec);
     guest.await_words("ready", PATIENCE);
     assert_eq!(said_in(&guest, 6), []);

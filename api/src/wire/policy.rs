@@ -41,6 +41,11 @@ pub fn of(value: &Value) -> Result<Policy, WireError> {
     if let Some(value) = fields.take("thresholds") {
         policy.thresholds = thresholds::of("thresholds", value)?;
     }
+    if let Some(value) = fields.take("look_into_vcpus") {
+        let flag = value.as_bool();
+        policy.look_into_vcpus =
+            flag.ok_or_else(|| bad("look_into_vcpus", value, "true or false"))?;
+    }
     if let Some(value) = fields.take("restart") {
         policy.restart = restart(value)?;
     }
@@ -60,6 +65,7 @@ pub fn document(policy: &Policy) -> Value {
     let limit = &policy.restart;
     json!({
         "thresholds": thresholds::document(&policy.thresholds),
+        "look_into_vcpus": policy.look_into_vcpus,
         "restart": {
             "at_most": limit.at_most,
             "within_ms": ms(limit.within),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::Rulebook;
 use vmm::observe::verdict::Thresholds;
 
 fn refusal(value: &Value) -> String {
@@ -73,6 +74,20 @@ fn the_documentation_has_every_threshold_with_its_default() {
         let row = format!("| `{name}` | {value} | ");
         assert!(page.contains(&row), "docs/policy.md lacks {row:?}");
     }
+}
+
+#[test]
+fn looks_into_vcpus_can_be_forbidden() {
+    assert!(Policy::default().look_into_vcpus);
+    let policy = of(&json!({ "look_into_vcpus": false })).unwrap();
+    assert!(!policy.look_into_vcpus);
+    assert_eq!(document(&policy)["look_into_vcpus"], json!(false));
+    let book = Rulebook::default();
+    book.set(policy);
+    assert!(!book.limits().read().look_into_vcpus);
+    let error = of(&json!({ "look_into_vcpus": "no" })).unwrap_err();
+    let words = "`look_into_vcpus` cannot be \"no\"; give true or false";
+    assert_eq!(error.to_string(), words);
 }
 
 #[test]

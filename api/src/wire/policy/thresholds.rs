@@ -40,6 +40,8 @@ const ROWS: &[Row] = &[
         Slot::Share(&mut t.wake_kernel_share)
     }),
     ("not_started_ms", |t| Slot::Time(&mut t.not_started_ns, 1)),
+    ("idle_share", |t| Slot::Share(&mut t.idle_share)),
+    ("idle_ms", |t| Slot::Time(&mut t.idle_ns, 1)),
     ("backend_stall_ms", |t| {
         Slot::Time(&mut t.backend_stall_ns, 1)
     }),
