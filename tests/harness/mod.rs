@@ -1,6 +1,7 @@
 //! What the integration tests share: guests in this process, and what was seen of them.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod cgroup;
 pub mod chrome;
 pub mod remains;
 

@@ -1,9 +1,6 @@
 //! What is left of a stock guest's VMM that the host's kernel ended: for want of memory, or by
 //! `kill -9` in the middle of its drive's work.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,6 +11,7 @@ use vmm::observe::clock::monotonic_ns;
 use vmm::observe::reader::{Reader, Snapshot};
 
 use crate::daemon::{Daemon, program};
+use crate::harness::cgroup::Cgroup;
 use crate::harness::remains::{
     self, chance, exits_are_plausible, has, requests_are_plausible, rings_are_plausible, said,
 };
@@ -25,55 +23,6 @@ const DISK: usize = 4 << 20;
 /// Memory that the guest believes to have, and that its VMM may use.
 const GUEST_MIB: u64 = 512;
 const LIMIT_BYTES: u64 = 192 << 20;
-
-/// A cgroup, version 2, that ends with the test.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(limit_bytes: u64) -> Cgroup {
-        let root = PathBuf::from("/sys/fs/cgroup");
-        let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-        assert!(
-            controllers.split_whitespace().any(|name| name == "memory"),
-            "{} is no cgroup version 2 with a memory controller; run this in the lab",
-            root.display()
-        );
-        let path = root.join(format!("vitrine-test-{}", std::process::id()));
-        fs::write(root.join("cgroup.subtree_control"), "+memory").unwrap();
-        fs::create_dir(&path).unwrap();
-        let cgroup = Cgroup(path);
-        cgroup.write("memory.max", &limit_bytes.to_string());
-        match fs::write(cgroup.0.join("memory.swap.max"), "0") {
-            // A kernel without swap has no such file.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            other => other.unwrap(),
-        }
-        cgroup
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        let path = self.0.join(name);
-        fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    }
-
-    /// How often the kernel has counted this event of its memory.
-    fn events(&self, name: &str) -> u64 {
-        let text = fs::read_to_string(self.0.join("memory.events")).unwrap();
-        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-        let (_, count) = lines.find(|(event, _)| *event == name).unwrap();
-        count.parse().unwrap()
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let end = Instant::now() + Duration::from_secs(10);
-        // Its last process may not be gone altogether.
-        while fs::remove_dir(&self.0).is_err() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
 
 /// A process that waits for its configuration.
 fn daemon() -> Daemon {
@@ -153,9 +102,11 @@ while :; do
   sleep 0.2
 done >> /run/more
 ";
-    let cgroup = Cgroup::new(LIMIT_BYTES);
+    let cgroup = Cgroup::new();
+    cgroup.write("memory.max", &LIMIT_BYTES.to_string());
+    cgroup.without_swap();
     let mut daemon = daemon();
-    cgroup.write("cgroup.procs", &daemon.child.id().to_string());
+    cgroup.enter(daemon.child.id());
     boot(&daemon, "6.12", script, "FILLING");
     let end = Instant::now() + PATIENCE;
     while daemon.child.try_wait().unwrap().is_none() {
@@ -163,7 +114,11 @@ done >> /run/more
         std::thread::sleep(Duration::from_millis(2));
     }
     let ended_ns = monotonic_ns();
-    assert_eq!(cgroup.events("oom_kill"), 1, "it did not end so");
+    assert_eq!(
+        cgroup.number("memory.events", "oom_kill"),
+        1,
+        "it did not end so"
+    );
     let (seen, text) = remains(&daemon, ended_ns);
     let of = |field| seen.section("cgroup").unwrap().gauge(field).unwrap();
     assert_eq!(of("memory_limited"), 1);

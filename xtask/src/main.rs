@@ -20,6 +20,7 @@ mod lab;
 mod licences;
 mod program;
 mod promtool;
+mod scenarios;
 mod suite;
 
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ enum Task {
     Images(images::ImagesArgs),
     /// Runs the whole test suite, or parts of it, and says what ran where
     Test(suite::TestArgs),
+    /// Brings each verdict about on purpose, and checks that it is found, in time and truly
+    Scenarios(scenarios::ScenariosArgs),
     /// Checks the direction of dependencies between the project's crates
     Arrows,
     /// Checks that all packages have a licence that deny.toml allows
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Task::Lab(args) => return lab::main(args),
         Task::Images(args) => images::main(&args),
         Task::Test(args) => suite::main(&args),
+        Task::Scenarios(args) => scenarios::main(&args),
         Task::Arrows => arrows::check(),
         Task::Licences => licences::check(),
         Task::Demo => demo::main(),

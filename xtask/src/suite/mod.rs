@@ -21,7 +21,7 @@ use crate::promtool;
 use summary::Row;
 use tally::Tally;
 
-pub use target::artifact;
+pub use target::{Built, artifact, build, run_here, run_in_lab};
 
 /// `cargo xtask test`
 #[derive(clap::Args)]
@@ -132,10 +132,10 @@ fn checks() -> Row {
     ];
     row.check("clippy", step(&clippy));
     // Those that need KVM are no part of all targets.
-    let suites = ["--test", "zoo", "--test", "session", "--test", "linux"];
+    let suites = ["zoo", "session", "linux", "scenarios"].map(|suite| ["--test", suite]);
     let of_suites = [
         &["clippy", "--package", "vitrine"],
-        &suites[..],
+        suites.as_flattened(),
         &["--", "-D", "warnings"],
     ];
     row.check("clippy of the guests' tests", step(&of_suites.concat()));
@@ -190,11 +190,17 @@ const TOOLS: [(&str, &str); 6] = [
     ("ping", "iputils-ping"),
 ];
 
-/// Installs what the suite needs, builds its program and makes its images.
-fn prepare(name: &str, sets: &[Set]) -> Result<(target::Built, PathBuf)> {
+/// Installs what the tests call.
+pub fn prepare_tools() -> Result<()> {
     for (tool, package) in TOOLS {
         apt::tool(tool, package)?;
     }
+    Ok(())
+}
+
+/// Installs what the suite needs, builds its program and makes its images.
+fn prepare(name: &str, sets: &[Set]) -> Result<(target::Built, PathBuf)> {
+    prepare_tools()?;
     let mut built = target::build(name)?;
     if name == "session" {
         built.promtool = Some(promtool::ensure()?);

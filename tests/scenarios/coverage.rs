@@ -1,0 +1,71 @@
+//! Which codes no scenario covers yet, and why. Together with the scenarios this is all codes, and
+//! no code is in both: a new code, or a new scenario, has to be told here.
+
+use vmm::observe::verdict::Code;
+
+use crate::scenario::Scenario;
+
+/// Codes without a scenario, with the reason.
+const OPEN: &[(Code, &str)] = &[
+    (Code::VcpuDeadHalt, "the rule is being written"),
+    (Code::VcpuSpinIrqsOff, "the rule is being written"),
+    (Code::VcpuSpin, "the rule is being written"),
+    (Code::VcpuInHandler, "no scenario yet"),
+    (Code::VcpuHostFault, "no scenario yet: swap in the lab"),
+    (Code::VcpuNotStarted, "the rule is being written"),
+    (Code::GuestPanic, "the rule is being written"),
+    (Code::KvmError, "the rule is being written"),
+    (Code::GuestIdle, "the rule is being written"),
+    (Code::QueueBackendStall, "no scenario yet"),
+    (Code::QueueDeviceStall, "no scenario yet"),
+    (Code::QueueLostKick, "no scenario yet"),
+    (Code::QueueGuestNotReaping, "no scenario yet"),
+    (Code::QueueRxStarved, "no scenario yet"),
+    (Code::QueueBroken, "no scenario yet"),
+    (Code::DriveError, "no scenario yet"),
+    (Code::GuestOom, "the rule is being written"),
+    (Code::GuestOomSoon, "the rule is being written"),
+    (Code::HostMemoryPressure, "no scenario yet"),
+    (Code::HostSwappingGuest, "no scenario yet"),
+    (Code::VmmOomRisk, "no scenario yet"),
+    (Code::VmmOomKilled, "no scenario yet"),
+    (Code::VmmThreadStuck, "no scenario yet"),
+    (Code::ClockJump, "no scenario yet"),
+];
+
+/// That each code has a scenario or a reason, and not both; and that names are unique.
+///
+/// # Errors
+/// What is missing or too much.
+pub fn check(scenarios: impl Iterator<Item = &'static Scenario>) -> Result<(), String> {
+    let scenarios: Vec<&Scenario> = scenarios.collect();
+    for code in Code::ALL {
+        let covered = scenarios.iter().any(|scenario| scenario.code == *code);
+        let open = OPEN.iter().filter(|(there, _)| there == code).count();
+        let name = code.name();
+        match (covered, open) {
+            (true, 0) | (false, 1) => {}
+            (true, _) => return Err(format!("{name} has a scenario: take it off the open list")),
+            (false, 0) => return Err(format!("{name} has neither scenario nor reason: give one")),
+            (false, _) => return Err(format!("{name} stands on the open list twice")),
+        }
+    }
+    for (at, scenario) in scenarios.iter().enumerate() {
+        let name = scenario.name;
+        if scenarios
+            .iter()
+            .skip(at + 1)
+            .any(|other| other.name == name)
+        {
+            return Err(format!("two scenarios are called {name}: rename one"));
+        }
+    }
+    Ok(())
+}
+
+/// The codes without a scenario, for programs.
+pub fn print() {
+    for (code, reason) in OPEN {
+        println!("open\t{}\t{reason}", code.name());
+    }
+}

@@ -1,0 +1,54 @@
+//! What is done to threads from outside: programs that take their CPU.
+#![allow(unsafe_code)]
+
+use std::process::{Child, Command, Stdio};
+
+/// Programs that use a CPU and do nothing with it.
+pub struct Burners {
+    children: Vec<Child>,
+    victim: u32,
+}
+
+impl Burners {
+    /// So many, on a CPU on which the thread `victim` has to stay, too.
+    pub fn beside(victim: u32, count: usize) -> Burners {
+        pin(victim, &[0]);
+        let children = (0..count).map(|_| {
+            let mut command = Command::new("sh");
+            let command = command.args(["-c", "while :; do :; done"]);
+            command.stdin(Stdio::null()).spawn().unwrap()
+        });
+        let children: Vec<Child> = children.collect();
+        for child in &children {
+            pin(child.id(), &[0]);
+        }
+        Burners { children, victim }
+    }
+}
+
+impl Drop for Burners {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let all: Vec<usize> = (0..64).collect();
+        // The thread may be gone.
+        set_affinity(self.victim, &all);
+    }
+}
+
+fn pin(tid: u32, cpus: &[usize]) {
+    assert!(set_affinity(tid, cpus), "thread {tid} cannot be pinned");
+}
+
+fn set_affinity(tid: u32, cpus: &[usize]) -> bool {
+    // SAFETY: a set of CPUs is plain data, for which all zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in cpus {
+        // SAFETY: CPU_SET checks the number against the size of the set.
+        unsafe { libc::CPU_SET(*cpu, &mut set) };
+    }
+    // SAFETY: the set lives as long as the call, and its size is given.
+    unsafe { libc::sched_setaffinity(tid.cast_signed(), size_of::<libc::cpu_set_t>(), &set) == 0 }
+}

@@ -1,0 +1,220 @@
+//! Runs one scenario: boots, does the fault, waits for the verdict, holds it against what is true,
+//! ends the fault and waits until the verdict is gone.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vmm::observe::reader::Reader;
+use vmm::observe::verdict::{Observation, Thresholds, diagnose};
+
+use crate::scenario::{Fault, Found, Guest, Scenario, Seen};
+use crate::stage::Stage;
+
+/// A verdict must come so soon after its threshold.
+const BOUND: Duration = Duration::from_secs(2);
+/// Waited for in all, so that a late verdict is told as late and not as missing.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long after the fault's end a verdict may stand: it is kept 3 s, and a look comes once a
+/// second.
+const GONE_WITHIN: Duration = Duration::from_secs(8);
+
+/// What became of a scenario.
+pub struct Row {
+    /// By the scenario's own words: name, code, guest, place.
+    pub what: [String; 4],
+    /// Of the fault, until the verdict may come.
+    pub threshold: Duration,
+    /// From the fault to the verdict.
+    pub found: Option<Duration>,
+    /// What the verdict says, and what another source does.
+    pub evidence: [String; 2],
+    /// What is wrong.
+    pub failure: Option<String>,
+}
+
+impl Row {
+    /// A line of tabs, for programs.
+    pub fn line(&self) -> String {
+        let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
+        let result = self.failure.as_ref().map_or_else(
+            || "pass".to_owned(),
+            |why| format!("FAIL: {}", why.replace(['\n', '\t'], " ")),
+        );
+        let found = self.found.map_or("-".to_owned(), seconds);
+        let mut columns = self.what.to_vec();
+        columns.extend([seconds(self.threshold), found]);
+        columns.extend(self.evidence.clone());
+        columns.push(result);
+        format!("row\t{}", columns.join("\t"))
+    }
+}
+
+/// Runs it; a failed assertion anywhere in it is its failure.
+pub fn run(scenario: &Scenario) -> Row {
+    let guest = match scenario.guest {
+        Guest::Zoo(_) => "zoo".to_owned(),
+        Guest::Linux(version, _) => format!("linux {version}"),
+    };
+    let code = scenario.code.name().to_owned();
+    let place = format!("{:?}", scenario.place).to_lowercase();
+    let mut row = Row {
+        what: [scenario.name.to_owned(), code, guest, place],
+        threshold: scenario.threshold,
+        found: None,
+        evidence: [String::new(), String::new()],
+        failure: None,
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(|| play(scenario, &mut row)));
+    if let Err(panic) = outcome {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        row.failure = Some(text.unwrap_or_else(|| "it panicked".to_owned()));
+    }
+    row
+}
+
+fn play(scenario: &Scenario, row: &mut Row) {
+    let stage = Stage::new();
+    (scenario.setup)(&stage);
+    stage.boot(scenario.guest);
+    stage.heard("ready");
+    let fault = (scenario.fault)(&stage);
+    let (at, verdict) = match scenario.seen {
+        Seen::Told => told(scenario, &stage, &fault),
+        Seen::PostMortem => found_dead(scenario, &stage),
+    };
+    let took = at.saturating_duration_since(fault.from);
+    row.found = Some(took);
+    assert_eq!(verdict["subject"], scenario.subject, "{verdict:#}");
+    assert_eq!(verdict["severity"], scenario.severity.name(), "{verdict:#}");
+    assert_eq!(verdict["consequence_of"], Value::Null, "{verdict:#}");
+    let found = Found {
+        stage: &stage,
+        fault: &fault,
+        at,
+        verdict,
+    };
+    let checked = (scenario.evidence)(&found);
+    row.evidence = [checked.told, checked.source];
+    if scenario.seen == Seen::Told {
+        stands_alone(scenario, &stage);
+    }
+    assert!(
+        took <= scenario.threshold + BOUND,
+        "it came {took:.1?} after the fault, and its threshold is {:?}",
+        scenario.threshold
+    );
+    if let Some(end) = scenario.end {
+        drop(fault);
+        end(&stage);
+        is_gone(scenario, &stage);
+    }
+}
+
+/// The verdict's event, once it comes.
+fn told(scenario: &Scenario, stage: &Stage, fault: &Fault) -> (Instant, Value) {
+    let end = Instant::now() + scenario.threshold + PATIENCE;
+    let is_it = |event: &Value| {
+        event["verdict"]["code"] == scenario.code.name()
+            && event["verdict"]["subject"] == scenario.subject
+            && event["change"] != "cleared"
+    };
+    loop {
+        if let Some((at, event)) = stage.event(fault.from, is_it) {
+            return (at, event["verdict"].clone());
+        }
+        assert!(
+            Instant::now() < end,
+            "no {} of {} came; what came: {:?}; the log:\n{}",
+            scenario.code.name(),
+            scenario.subject,
+            codes(&stage.events()),
+            stage.daemon.text("stderr")
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn codes(events: &[(Instant, Value)]) -> Vec<String> {
+    let verdicts = events
+        .iter()
+        .filter(|(_, event)| event["event"] == "verdict");
+    let told = verdicts.map(|(_, event)| {
+        let verdict = &event["verdict"];
+        format!(
+            "{} {} {}",
+            event["change"], verdict["code"], verdict["subject"]
+        )
+    });
+    told.collect()
+}
+
+/// What the black box says, as soon as it says it.
+fn found_dead(scenario: &Scenario, stage: &Stage) -> (Instant, Value) {
+    let reader = Reader::open(&stage.black_box()).unwrap();
+    let end = Instant::now() + scenario.threshold + PATIENCE;
+    loop {
+        let last = Observation::of(&reader.snapshot().unwrap());
+        let verdicts = diagnose(None, &last, &Thresholds::default());
+        let at = Instant::now();
+        let others = verdicts.iter().filter(|verdict| {
+            verdict.consequence_of.is_none()
+                && verdict.code != scenario.code
+                && verdict.severity > vmm::observe::verdict::Severity::Info
+                && !scenario.also.contains(&verdict.code)
+        });
+        let others: Vec<_> = others.map(|verdict| verdict.code.name()).collect();
+        let mut all = verdicts.iter();
+        if let Some(verdict) = all.find(|verdict| verdict.code == scenario.code) {
+            assert!(others.is_empty(), "{others:?} stand, too");
+            return (at, api::health::one(verdict, |ns| ns / 1_000_000));
+        }
+        assert!(Instant::now() < end, "it is not found; {others:?} are");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// No other root cause stands, but for those that the scenario allows, and for a vCPU without a
+/// host CPU where the host's kernel says so, too: others may use this machine.
+fn stands_alone(scenario: &Scenario, stage: &Stage) {
+    for verdict in stage.standing() {
+        let is_it = verdict["code"] == scenario.code.name();
+        let is_root = verdict["consequence_of"] == Value::Null;
+        if is_it || !is_root || verdict["severity"] == "info" {
+            continue;
+        }
+        let allowed = |code: &vmm::observe::verdict::Code| verdict["code"] == code.name();
+        let is_allowed = scenario.also.iter().any(allowed);
+        assert!(
+            is_allowed || is_true_starving(stage, &verdict),
+            "{} stands, too: {verdict:#}",
+            verdict["code"]
+        );
+    }
+}
+
+/// Whether the verdict says that a vCPU waited, and its schedstat does, too.
+fn is_true_starving(stage: &Stage, verdict: &Value) -> bool {
+    let waited = verdict["evidence"]["waiting_ns"].as_u64();
+    let subject = verdict["subject"].as_str().unwrap_or_default();
+    let (Some(waited), Some(number)) = (waited, subject.strip_prefix("vcpu/")) else {
+        return false;
+    };
+    verdict["code"] == "vcpu-starved" && stage.schedstat(&format!("vcpu-{number}"))[1] >= waited / 2
+}
+
+/// The verdict is gone within its time.
+fn is_gone(scenario: &Scenario, stage: &Stage) {
+    let end = Instant::now() + GONE_WITHIN;
+    let is_it = |verdict: &Value| {
+        verdict["code"] == scenario.code.name() && verdict["subject"] == scenario.subject
+    };
+    while stage.standing().iter().any(is_it) {
+        assert!(
+            Instant::now() < end,
+            "it stands {GONE_WITHIN:?} after its end"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

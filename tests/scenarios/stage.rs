@@ -1,0 +1,219 @@
+//! A VM in the real program, and what is heard of it from outside: its console and its events, each
+//! with the moment by the test's own clock.
+
+use std::cell::OnceCell;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+
+use crate::daemon::Daemon;
+use crate::harness::cgroup::Cgroup;
+use crate::harness::{Scratch, image};
+use crate::scenario::Guest;
+
+/// Long enough for a boot in an emulated machine.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+/// The VM's id.
+const ID: &str = "scenario";
+
+/// Something that was heard, and when.
+type Heard<T> = Arc<Mutex<Vec<(Instant, T)>>>;
+
+/// A VM in the real program.
+pub struct Stage {
+    /// The program.
+    pub daemon: Daemon,
+    /// When it was started.
+    pub started: Instant,
+    lines: Heard<String>,
+    events: Heard<Value>,
+    /// Ends the thread that listens to the console.
+    _end: Sender<()>,
+    /// After `daemon`: it cannot go while a process is in it.
+    cgroup: OnceCell<Cgroup>,
+}
+
+impl Stage {
+    /// A program that waits for its configuration.
+    pub fn new() -> Stage {
+        let started = Instant::now();
+        let arguments = ["--api-sock", "SCRATCH/api.sock", "--id", ID];
+        let daemon = Daemon::with(Scratch::new(), &arguments);
+        daemon.await_path("api.sock");
+        let machine = json!({"vcpu_count": 1, "mem_size_mib": 256});
+        daemon.put("/machine-config", &machine);
+        let (lines, events) = (Heard::default(), Heard::default());
+        let console = daemon.scratch.path("stdout");
+        let socket = daemon.scratch.path("api.sock");
+        let (end, ended) = channel();
+        let said = Arc::clone(&lines);
+        std::thread::spawn(move || listen(&console, &said, &ended));
+        let told = Arc::clone(&events);
+        std::thread::spawn(move || follow(&socket, &told));
+        Stage {
+            daemon,
+            started,
+            lines,
+            events,
+            _end: end,
+            cgroup: OnceCell::new(),
+        }
+    }
+
+    /// Boots `guest`.
+    pub fn boot(&self, guest: Guest) {
+        let source = match guest {
+            Guest::Zoo(words) => json!({
+                "kernel_image_path": image("zoo.elf"),
+                "boot_args": format!("console=ttyS0 zoo: quiet {words}"),
+            }),
+            Guest::Linux(version, script) => {
+                let script = BASE64_STANDARD.encode(script);
+                json!({
+                    "kernel_image_path": image(&format!("linux-{version}.bzImage")),
+                    "initrd_path": image(&format!("initrd-{version}.img")),
+                    "boot_args": format!(
+                        "console=ttyS0 reboot=k panic=1 quiet vitrine.script={script}"
+                    ),
+                })
+            }
+        };
+        self.daemon.put("/boot-source", &source);
+        let start = json!({"action_type": "InstanceStart"});
+        self.daemon.put("/actions", &start);
+    }
+
+    /// The process's number.
+    pub fn pid(&self) -> u32 {
+        self.daemon.child.id()
+    }
+
+    /// Where the black box is.
+    pub fn black_box(&self) -> PathBuf {
+        self.daemon.scratch.path(&format!("vitrine/{ID}.blackbox"))
+    }
+
+    /// A cgroup for the process, made when it is first asked for.
+    pub fn cgroup(&self) -> &Cgroup {
+        self.cgroup.get_or_init(|| {
+            let cgroup = Cgroup::new();
+            cgroup.enter(self.pid());
+            cgroup
+        })
+    }
+
+    /// When the console had a line with `words`; waits for it.
+    pub fn heard(&self, words: &str) -> (Instant, String) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let lines = self.lines.lock().unwrap();
+            if let Some((at, line)) = lines.iter().find(|(_, line)| line.contains(words)) {
+                return (*at, line.clone());
+            }
+            drop(lines);
+            assert!(
+                Instant::now() < end,
+                "the guest did not say {words:?}; it said:\n{}\nthe log:\n{}",
+                self.daemon.text("stdout"),
+                self.daemon.text("stderr"),
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The first event from `from` on that `is_it`, if there is one yet.
+    pub fn event(&self, from: Instant, is_it: impl Fn(&Value) -> bool) -> Option<(Instant, Value)> {
+        let events = self.events.lock().unwrap();
+        let mut new = events.iter().filter(|(at, _)| *at >= from);
+        new.find(|(_, event)| is_it(event)).cloned()
+    }
+
+    /// All events.
+    pub fn events(&self) -> Vec<(Instant, Value)> {
+        self.events.lock().unwrap().clone()
+    }
+
+    /// What stands now.
+    pub fn standing(&self) -> Vec<Value> {
+        let (status, text) = self.daemon.ask("GET", "/observe/health", &Value::Null);
+        assert_eq!(status, 200, "{text}");
+        let health: Value = serde_json::from_str(&text).unwrap();
+        health["verdicts"].as_array().unwrap().clone()
+    }
+
+    /// Pauses or resumes.
+    pub fn set_state(&self, state: &str) {
+        self.daemon.put("/vm", &json!({ "state": state }));
+    }
+
+    /// The kernel's number of the thread called `name`.
+    pub fn thread(&self, name: &str) -> u32 {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let mut tasks = fs::read_dir(tasks).unwrap().flatten();
+        let is_it = |folder: &Path| {
+            let comm = fs::read_to_string(folder.join("comm")).unwrap_or_default();
+            comm.trim_end() == name
+        };
+        let found = tasks.find(|task| is_it(&task.path()));
+        let found = found.unwrap_or_else(|| panic!("there is no thread {name}"));
+        found.file_name().to_str().unwrap().parse().unwrap()
+    }
+
+    /// Time on a CPU and time waiting for one, of the thread called `name`: its schedstat.
+    pub fn schedstat(&self, name: &str) -> [u64; 2] {
+        let path = format!("/proc/{}/task/{}/schedstat", self.pid(), self.thread(name));
+        let text = fs::read_to_string(path).unwrap();
+        let mut numbers = text.split_whitespace().map(|word| word.parse().unwrap());
+        [numbers.next().unwrap(), numbers.next().unwrap()]
+    }
+}
+
+/// Writes down the lines of a file that grows.
+fn listen(path: &Path, lines: &Heard<String>, ended: &Receiver<()>) {
+    let mut known = 0;
+    let pause = Duration::from_millis(2);
+    while ended.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        let bytes = fs::read(path).unwrap_or_default();
+        let at = Instant::now();
+        let Some(new) = bytes.get(known..) else {
+            continue;
+        };
+        let Some(end) = new.iter().rposition(|byte| *byte == b'\n') else {
+            continue;
+        };
+        known += end + 1;
+        let text = String::from_utf8_lossy(&new[..end]).into_owned();
+        let mut lines = lines.lock().unwrap();
+        lines.extend(text.lines().map(|line| (at, line.to_owned())));
+    }
+}
+
+/// Writes down events as they come, until the VM or the program ends.
+fn follow(socket: &Path, events: &Heard<Value>) {
+    let Ok(mut stream) = UnixStream::connect(socket) else {
+        return;
+    };
+    let request = "GET /observe/events?since=0&follow=1 HTTP/1.1\r\nConnection: close\r\n\r\n";
+    if stream.write_all(request.as_bytes()).is_err() {
+        return;
+    }
+    // Heads and the sizes of pieces stand on lines of their own: they are no JSON objects.
+    for line in BufReader::new(stream).lines() {
+        let at = Instant::now();
+        let Ok(line) = line else {
+            return;
+        };
+        let event: Result<Value, _> = serde_json::from_str(&line);
+        if let Ok(event @ Value::Object(_)) = event {
+            events.lock().unwrap().push((at, event));
+        }
+    }
+}

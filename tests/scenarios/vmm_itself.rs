@@ -1,0 +1,62 @@
+//! The VMM itself: paused, stuck, dead.
+
+use std::time::{Duration, Instant};
+
+use vmm::observe::verdict::{Code, Severity};
+
+use crate::scenario::{Fault, Guest, Scenario, Seen, USUAL, between};
+
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "paused",
+        code: Code::Paused,
+        subject: "vm",
+        severity: Severity::Info,
+        guest: Guest::Zoo("print=ready wait=1000000000"),
+        fault: |stage| {
+            stage.set_state("Paused");
+            Fault::now()
+        },
+        evidence: |found| {
+            let since = found.at.duration_since(found.fault.from).as_secs_f64() * 1e3;
+            let told = found.number("paused_ns") / 1e6;
+            // The command takes a moment, and so does the way here.
+            let source = "this clock, since the answer";
+            between("paused_ms", told, since - 300.0, since + 300.0, source)
+        },
+        end: Some(|stage| stage.set_state("Resumed")),
+        ..USUAL
+    },
+    Scenario {
+        name: "vmm-died",
+        code: Code::VmmDied,
+        subject: "vmm",
+        severity: Severity::Error,
+        guest: Guest::Zoo("print=ready wait=1000000000"),
+        fault: |stage| {
+            // Long enough for a few signs of life.
+            std::thread::sleep(Duration::from_secs(2));
+            stage.daemon.signal("KILL");
+            Fault::now()
+        },
+        threshold: Duration::ZERO,
+        evidence: |found| {
+            let stage = found.stage;
+            let (ready, _) = stage.heard("ready");
+            let ms = |from: Instant| found.fault.from.duration_since(from).as_secs_f64() * 1e3;
+            // A sign of life comes once a second.
+            let source = "this clock, from start and from ready to the kill";
+            let told = found.number("lived_ns") / 1e6;
+            between(
+                "lived_ms",
+                told,
+                ms(ready) - 1200.0,
+                ms(stage.started),
+                source,
+            )
+        },
+        end: None,
+        seen: Seen::PostMortem,
+        ..USUAL
+    },
+];
