@@ -13,6 +13,7 @@
 #define POLL_IRQ 1
 /* Nanoseconds, where KVM's own APIC runs at 1 GHz. */
 #define TIMER_TICKS 50000
+#define REST_TICKS 10000000
 /* About a second to ten on any host. */
 #define PATIENCE 10000000000UL
 
@@ -83,6 +84,25 @@ static bool reaches(volatile u64 *counter, u64 count, const char *what)
 			return false;
 		}
 	}
+	return true;
+}
+
+void rest(u64 milliseconds)
+{
+	apic_enabled();
+	write32(APIC + TIMER_DIVIDE, 0xB);
+	write32(APIC + LVT_TIMER, TIMER_VECTOR);
+	for (u64 i = 0; i < (milliseconds + 9) / 10; i++) {
+		timers = 0;
+		write32(APIC + TIMER_INITIAL, REST_TICKS);
+		while (!timers)
+			asm volatile("sti; hlt; cli" : : : "memory");
+	}
+}
+
+bool command_rest(struct text fields)
+{
+	rest(field(&fields, 1000));
 	return true;
 }
 

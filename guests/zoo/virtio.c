@@ -24,6 +24,9 @@ enum {
 enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 64 };
 enum { NEXT = 1, WRITE = 2, INDIRECT = 4 };
 
+/* A bit of the low word of features. */
+#define EVENT_IDX (1U << 29)
+
 #define SIZE 16
 #define SECTOR 512
 /* About a second to ten on any host. */
@@ -42,6 +45,8 @@ static struct {
 	u16 flags;
 	volatile u16 index;
 	u16 ring[SIZE];
+	/* With EVENT_IDX: the used index after which we want an interrupt. */
+	volatile u16 used_event;
 } avail __attribute__((aligned(64)));
 static struct {
 	volatile u16 flags;
@@ -50,6 +55,8 @@ static struct {
 		u32 id;
 		u32 bytes;
 	} ring[SIZE];
+	/* With EVENT_IDX: the available index after which the device wants a kick. */
+	volatile u16 avail_event;
 } used __attribute__((aligned(64)));
 
 static struct {
@@ -76,8 +83,8 @@ static void write_address(u64 at, const void *address)
 	write32(at + 4, (u32)((u64)address >> 32));
 }
 
-/* Reset, features (VERSION_1 alone), queue 0, DRIVER_OK. */
-static bool start(u64 slot, u64 *base)
+/* Reset, features (VERSION_1 and `features` of the low word), queue 0, DRIVER_OK. */
+static bool start_with(u64 slot, u64 *base, u32 features)
 {
 	u64 b = VIRTIO_MMIO + slot * VIRTIO_MMIO_BYTES;
 
@@ -95,7 +102,7 @@ static bool start(u64 slot, u64 *base)
 	if (!(read32(b + DEVICE_FEATURES) & 1))
 		return failed("features", read32(b + DEVICE_FEATURES));
 	write32(b + DRIVER_FEATURES_SEL, 0);
-	write32(b + DRIVER_FEATURES, 0);
+	write32(b + DRIVER_FEATURES, features);
 	write32(b + DRIVER_FEATURES_SEL, 1);
 	write32(b + DRIVER_FEATURES, 1);
 	write32(b + STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
@@ -104,7 +111,7 @@ static bool start(u64 slot, u64 *base)
 	write32(b + QUEUE_SEL, 0);
 	if (read32(b + QUEUE_NUM_MAX) < SIZE)
 		return failed("queue size", read32(b + QUEUE_NUM_MAX));
-	avail.flags = avail.index = used.flags = used.index = 0;
+	avail.flags = avail.index = avail.used_event = used.flags = used.index = 0;
 	write32(b + QUEUE_NUM, SIZE);
 	write_address(b + QUEUE_DESC, desc);
 	write_address(b + QUEUE_DRIVER, &avail);
@@ -112,6 +119,11 @@ static bool start(u64 slot, u64 *base)
 	write32(b + QUEUE_READY, 1);
 	write32(b + STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
 	return true;
+}
+
+static bool start(u64 slot, u64 *base)
+{
+	return start_with(slot, base, 0);
 }
 
 static void kick(u64 base)
@@ -131,11 +143,10 @@ bool command_kick(struct text fields)
 	return true;
 }
 
-/* One request of one sector: header, data, status. */
-static bool transfer(u64 base, u32 type, u64 sector)
+/* Makes one request of one sector available: header, data, status. No kick. */
+static u16 offer(u32 type, u64 sector)
 {
 	u16 next = (u16)(avail.index + 1);
-	u64 start_tsc = rdtsc();
 
 	request.type = type;
 	request.sector = sector;
@@ -146,6 +157,15 @@ static bool transfer(u64 base, u32 type, u64 sector)
 	avail.ring[avail.index % SIZE] = 0;
 	barrier();
 	avail.index = next;
+	return next;
+}
+
+/* One request of one sector, awaited. */
+static bool transfer(u64 base, u32 type, u64 sector)
+{
+	u64 start_tsc = rdtsc();
+	u16 next = offer(type, sector);
+
 	kick(base);
 	while (used.index != next) {
 		asm volatile("pause");
@@ -283,5 +303,66 @@ bool command_bad_ring(struct text fields)
 	put(" used=");
 	put_number(used.index);
 	put("\n");
+	return true;
+}
+
+/* Takes the device, rests, and only then asks for a sector; waits for it as long as it takes. */
+bool command_late_kick(struct text fields)
+{
+	u64 base, slot = field(&fields, 0), milliseconds = field(&fields, 1000);
+	u16 next;
+
+	if (!start(slot, &base))
+		return false;
+	rest(milliseconds);
+	next = offer(0, 0);
+	put("late_kick kicks\n");
+	kick(base);
+	while (used.index != next)
+		rest(10);
+	put("late_kick ok\n");
+	return true;
+}
+
+/* Asks for N sectors and never kicks, though the device wants it. */
+bool command_lost_kick(struct text fields)
+{
+	u64 base, slot = field(&fields, 0), count = field(&fields, 1);
+
+	if (!start(slot, &base))
+		return false;
+	put("lost_kick begins\n");
+	for (u64 sector = 0; sector < count; sector++) {
+		u16 next = offer(0, sector);
+
+		while (used.index != next)
+			rest(10);
+	}
+	put("lost_kick ok ");
+	put_number(count);
+	put("\n");
+	return true;
+}
+
+/* Has N sectors read and does not take the answers, though it was interrupted, for a while. */
+bool command_not_reaping(struct text fields)
+{
+	u64 base, slot = field(&fields, 0), count = field(&fields, 1);
+	u64 milliseconds = field(&fields, 1000);
+
+	if (!start_with(slot, &base, EVENT_IDX))
+		return false;
+	for (u64 sector = 0; sector < count; sector++) {
+		u16 next = offer(0, sector);
+
+		kick(base);
+		while (used.index != next)
+			rest(10);
+		if (!sector)
+			put("not_reaping interrupted\n");
+	}
+	rest(milliseconds);
+	avail.used_event = used.index;
+	put("not_reaping ends\n");
 	return true;
 }

@@ -96,10 +96,16 @@ bool command_blk_read(struct text fields);
 bool command_blk_write(struct text fields);
 bool command_loop_blk(struct text fields);
 bool command_bad_ring(struct text fields);
+bool command_late_kick(struct text fields);
+bool command_lost_kick(struct text fields);
+bool command_not_reaping(struct text fields);
 
 /* interrupts.c */
 /* Counts it; true if it was an interrupt, or an NMI that somebody awaits. */
 bool interrupt_taken(u64 vector);
+/* Halts for so many milliseconds, a hundred times a second at most. */
+void rest(u64 milliseconds);
+bool command_rest(struct text fields);
 bool command_timer_hlt(struct text fields);
 bool command_naps(struct text fields);
 bool command_spin_timer(struct text fields);

@@ -1,4 +1,4 @@
-//! What is done to threads from outside: programs that take their CPU.
+//! What is done to threads from outside: programs that take their CPU, and a tracer that stops one.
 #![allow(unsafe_code)]
 
 use std::process::{Child, Command, Stdio};
@@ -51,4 +51,35 @@ fn set_affinity(tid: u32, cpus: &[usize]) -> bool {
     }
     // SAFETY: the set lives as long as the call, and its size is given.
     unsafe { libc::sched_setaffinity(tid.cast_signed(), size_of::<libc::cpu_set_t>(), &set) == 0 }
+}
+
+/// One thread of another process, stopped as a debugger does it: the rest of the process goes on.
+/// The thread that drops it must be the one that made it.
+pub struct Stopped(u32);
+
+impl Stopped {
+    /// Stops it, and waits until it stands.
+    pub fn thread(tid: u32) -> Stopped {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        let id = tid.cast_signed();
+        // SAFETY: neither request reads or writes memory of ours.
+        let result = unsafe { libc::ptrace(libc::PTRACE_SEIZE, id, none, none) };
+        assert_eq!(result, 0, "seize: {}", std::io::Error::last_os_error());
+        // SAFETY: as above.
+        let result = unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, id, none, none) };
+        assert_eq!(result, 0, "stop: {}", std::io::Error::last_os_error());
+        let mut status = 0;
+        // SAFETY: the status is a word of ours.
+        let waited = unsafe { libc::waitpid(id, &mut status, libc::__WALL) };
+        assert_eq!(waited, id, "wait: {}", std::io::Error::last_os_error());
+        Stopped(tid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: the request touches no memory of ours. The thread may be gone.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0.cast_signed(), none, none) };
+    }
 }

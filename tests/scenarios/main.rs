@@ -12,6 +12,7 @@ mod daemon;
 
 mod coverage;
 mod hold;
+mod queue;
 mod runner;
 mod scenario;
 mod stage;
@@ -52,7 +53,9 @@ impl Asked {
 }
 
 fn all() -> impl Iterator<Item = &'static Scenario> {
-    [vcpu::ALL, vmm_itself::ALL].into_iter().flatten()
+    [vcpu::ALL, queue::ALL, vmm_itself::ALL]
+        .into_iter()
+        .flatten()
 }
 
 fn main() -> ExitCode {

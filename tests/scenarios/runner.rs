@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmm::observe::reader::Reader;
-use vmm::observe::verdict::{Observation, Thresholds, diagnose};
+use vmm::observe::verdict::{Code, Observation, Thresholds, diagnose};
 
 use crate::scenario::{Fault, Found, Guest, Scenario, Seen};
 use crate::stage::Stage;
@@ -88,7 +88,12 @@ fn play(scenario: &Scenario, row: &mut Row) {
     row.found = Some(took);
     assert_eq!(verdict["subject"], scenario.subject, "{verdict:#}");
     assert_eq!(verdict["severity"], scenario.severity.name(), "{verdict:#}");
-    assert_eq!(verdict["consequence_of"], Value::Null, "{verdict:#}");
+    let cause = &verdict["consequence_of"]["code"];
+    assert_eq!(
+        cause.as_str(),
+        scenario.cause.map(Code::name),
+        "{verdict:#}"
+    );
     let found = Found {
         stage: &stage,
         fault: &fault,
@@ -184,8 +189,8 @@ fn stands_alone(scenario: &Scenario, stage: &Stage) {
         if is_it || !is_root || verdict["severity"] == "info" {
             continue;
         }
-        let allowed = |code: &vmm::observe::verdict::Code| verdict["code"] == code.name();
-        let is_allowed = scenario.also.iter().any(allowed);
+        let allowed = |code: &Code| verdict["code"] == code.name();
+        let is_allowed = scenario.also.iter().chain(&scenario.cause).any(allowed);
         assert!(
             is_allowed || is_true_starving(stage, &verdict),
             "{} stands, too: {verdict:#}",

@@ -140,6 +140,8 @@ pub struct Scenario {
     pub evidence: fn(&Found<'_>) -> Checked,
     /// What ends the fault, beside dropping it; `None` where it does not end while the VM lives.
     pub end: Option<fn(&Stage)>,
+    /// Of which other verdict it is a consequence, for the fault is one nearer to the root.
+    pub cause: Option<Code>,
     /// Other root causes that may stand, for they are true.
     pub also: &'static [Code],
     /// How it is seen.
@@ -162,6 +164,7 @@ pub const USUAL: Scenario = Scenario {
         source: String::new(),
     },
     end: Some(|_| {}),
+    cause: None,
     also: &[],
     seen: Seen::Told,
 };

@@ -149,6 +149,26 @@ impl Stage {
         health["verdicts"].as_array().unwrap().clone()
     }
 
+    /// Gives the guest, before its boot, a drive of 1 MiB.
+    pub fn drive(&self, id: &str) {
+        let path = self.daemon.scratch.disk(id, 1 << 20, 3);
+        self.drive_at(id, &path);
+    }
+
+    /// Gives the guest, before its boot, a drive.
+    pub fn drive_at(&self, id: &str, path: &Path) {
+        let drive = json!({"drive_id": id, "is_root_device": false, "path_on_host": path});
+        self.daemon.put(&format!("/drives/{id}"), &drive);
+    }
+
+    /// The kernel's letter for what a thread does.
+    pub fn kernel_state(&self, tid: u32) -> String {
+        let path = format!("/proc/{}/task/{tid}/stat", self.pid());
+        let text = fs::read_to_string(path).unwrap();
+        let (_, rest) = text.rsplit_once(") ").unwrap();
+        rest[..1].to_owned()
+    }
+
     /// Pauses or resumes.
     pub fn set_state(&self, state: &str) {
         self.daemon.put("/vm", &json!({ "state": state }));

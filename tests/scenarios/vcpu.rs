@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmm::observe::verdict::{Code, Severity};
 
-use crate::hold::Burners;
+use crate::hold::{Burners, Stopped};
 use crate::scenario::{Checked, Fault, Found, Guest, Place, Scenario, USUAL, between};
 use crate::stage::Stage;
 
@@ -43,6 +43,43 @@ pub const ALL: &[Scenario] = &[
         fault: |stage| Fault::held(Burners::beside(stage.thread("vcpu-0"), 2)),
         evidence: starved,
         also: &[Code::VcpuSpin, Code::VcpuSpinIrqsOff],
+        ..USUAL
+    },
+    Scenario {
+        name: "vcpu-in-handler",
+        code: Code::VcpuInHandler,
+        severity: Severity::Error,
+        // The second read begins with a reset of the device, and its thread has to confirm that.
+        guest: Guest::Zoo(
+            "blk_read=0:1 print=ready rest=1000 print=resetting blk_read=0:1 rest=1000000",
+        ),
+        setup: |stage| stage.drive("disk"),
+        fault: |stage| {
+            let held = Stopped::thread(stage.thread("io-disk"));
+            let (from, _) = stage.heard("resetting");
+            Fault {
+                from,
+                ..Fault::held(held)
+            }
+        },
+        evidence: |found| {
+            assert_eq!(found.words("device"), "disk");
+            assert_eq!(found.words("reason"), "mmio_write");
+            // The status register of the first window.
+            assert_eq!(found.number("address"), f64::from(0xD000_0070_u32));
+            let tid = found.stage.thread("vcpu-0");
+            assert_eq!(found.number("tid"), f64::from(tid));
+            let since = found.at.duration_since(found.fault.from).as_secs_f64() * 1e3;
+            let told = found.number("handler_ns") / 1e6;
+            between(
+                "handler_ms",
+                told,
+                since - 300.0,
+                since + 50.0,
+                "this clock",
+            )
+        },
+        cause: Some(Code::VmmThreadStuck),
         ..USUAL
     },
     Scenario {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use vmm::observe::verdict::{Code, Severity};
 
+use crate::hold::Stopped;
 use crate::scenario::{Fault, Guest, Scenario, Seen, USUAL, between};
 
 pub const ALL: &[Scenario] = &[
@@ -12,7 +13,7 @@ pub const ALL: &[Scenario] = &[
         code: Code::Paused,
         subject: "vm",
         severity: Severity::Info,
-        guest: Guest::Zoo("print=ready wait=1000000000"),
+        guest: Guest::Zoo("print=ready rest=1000000"),
         fault: |stage| {
             stage.set_state("Paused");
             Fault::now()
@@ -28,11 +29,32 @@ pub const ALL: &[Scenario] = &[
         ..USUAL
     },
     Scenario {
+        name: "vmm-thread-stuck",
+        code: Code::VmmThreadStuck,
+        subject: "thread/io-disk",
+        severity: Severity::Error,
+        guest: Guest::Zoo("print=ready rest=1000000"),
+        setup: |stage| stage.drive("disk"),
+        fault: |stage| Fault::held(Stopped::thread(stage.thread("io-disk"))),
+        evidence: |found| {
+            let stage = found.stage;
+            let tid = stage.thread("io-disk");
+            assert_eq!(found.number("tid"), f64::from(tid));
+            assert_eq!(found.words("state"), stage.kernel_state(tid));
+            let since = found.at.duration_since(found.fault.from).as_secs_f64() * 1e3;
+            // It counts from the first look that found it so.
+            let source = "this clock; its state is that of /proc";
+            let told = found.number("stuck_ns") / 1e6;
+            between("stuck_ms", told, since - 1300.0, since, source)
+        },
+        ..USUAL
+    },
+    Scenario {
         name: "vmm-died",
         code: Code::VmmDied,
         subject: "vmm",
         severity: Severity::Error,
-        guest: Guest::Zoo("print=ready wait=1000000000"),
+        guest: Guest::Zoo("print=ready rest=1000000"),
         fault: |stage| {
             // Long enough for a few signs of life.
             std::thread::sleep(Duration::from_secs(2));

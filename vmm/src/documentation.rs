@@ -12,6 +12,7 @@ use observe::sight::SightBlock;
 
 use crate::machine::facts::MachineBlock;
 use crate::vcpu::counters::VcpuBlock;
+use crate::watcher::kicks::KickBlock;
 use crate::watcher::kvm_table::{KvmVcpuBlock, KvmVmBlock};
 
 const PAGE: &str = include_str!("../../docs/observe.md");
@@ -61,6 +62,7 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<MachineBlock>();
     check::<VcpuBlock>();
     check::<QueueBlock>();
+    check::<KickBlock>();
     check::<DeviceBlock>();
     check::<TransportBlock>();
     check::<ThreadBlock>();
@@ -75,5 +77,5 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<MemoryBlock>();
     check::<LedgerBlock>();
     check::<SightBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 17, "a table for no block");
+    assert_eq!(PAGE.matches("_...` |").count(), 18, "a table for no block");
 }

@@ -9,6 +9,7 @@ use observe::sight::SightBlock;
 
 use crate::machine::facts::MachineBlock;
 use crate::vcpu::counters::VcpuBlock;
+use crate::watcher::kicks::KickBlock;
 use crate::watcher::kvm_table::{KvmVcpuBlock, KvmVmBlock};
 use crate::watcher::samples::{MachineRing, QueueRing, VcpuRing};
 
@@ -17,6 +18,7 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<MachineBlock>(),
     SectionKind::of::<VcpuBlock>(),
     SectionKind::of::<QueueBlock>(),
+    SectionKind::of::<KickBlock>(),
     SectionKind::of::<DeviceBlock>(),
     SectionKind::of::<TransportBlock>(),
     SectionKind::of::<ThreadBlock>(),

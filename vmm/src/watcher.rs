@@ -7,6 +7,7 @@
 //! sample is taken when all else has stopped.
 
 pub mod judge;
+pub mod kicks;
 pub mod kvm_stats;
 pub mod kvm_table;
 pub mod look;

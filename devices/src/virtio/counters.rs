@@ -89,6 +89,8 @@ pub struct QueueBlock {
     pub unread_completions: Gauge,
     /// When the last interrupt for completions was sent; 0 if none was.
     pub last_interrupt_at: Gauge,
+    /// Since when the ring is broken; 0 while it is whole or not set up.
+    pub broken_since: Gauge,
 }
 
 // SAFETY: repr(C), cells only.
@@ -125,6 +127,7 @@ unsafe impl Section for QueueBlock {
         Field::counter("kicks_suppressed", Unit::None, offset_of!(QueueBlock, kicks_suppressed), "Requests taken without a kick, because the device was at work and needed none."),
         Field::gauge("unread_completions", Unit::None, offset_of!(QueueBlock, unread_completions), "Completions that the guest is not known to have taken back; 0 if nothing tells."),
         Field::gauge("last_interrupt_at", Unit::Ticks, offset_of!(QueueBlock, last_interrupt_at), "When the last interrupt for completions was sent; 0 if none was."),
+        Field::gauge("broken_since", Unit::Ticks, offset_of!(QueueBlock, broken_since), "Since when the ring is broken; 0 while it is whole or not set up."),
     ];
 }
 

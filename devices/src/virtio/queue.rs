@@ -139,6 +139,7 @@ impl QueueRunner {
         self.show_in_flight();
         self.block.unread_completions.set(0);
         self.block.starved_since.set(0);
+        self.block.broken_since.set(0);
     }
 
     /// Marks the ring broken: nothing more comes from it until the driver resets the device.
@@ -147,6 +148,8 @@ impl QueueRunner {
             self.broken = Some(error);
             self.block.broken.inc();
             self.block.broken_reason.set(error.number());
+            let now = self.witness.clock.ticks();
+            self.block.broken_since.set(now);
             self.witness.broken(self.index, &error);
         }
     }

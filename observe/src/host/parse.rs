@@ -62,6 +62,8 @@ pub(super) fn schedstat(text: &str) -> Option<[u64; 3]> {
 pub(super) struct Stat<'a> {
     /// The thread's name, at most 15 bytes of it.
     pub comm: &'a str,
+    /// The kernel's letter for what it does: R, S, D, T, t ...
+    pub state: u8,
     pub minor_faults: u64,
     pub major_faults: u64,
     /// User and system time, the guest's included.
@@ -79,6 +81,7 @@ pub(super) fn stat(text: &str) -> Option<Stat<'_>> {
     let number = |field: usize| word(field)?.parse::<u64>().ok();
     Some(Stat {
         comm,
+        state: word(3)?.bytes().next()?,
         minor_faults: number(10)?,
         major_faults: number(12)?,
         cpu_ticks: number(14)?.saturating_add(number(15)?),

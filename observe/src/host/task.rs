@@ -42,6 +42,9 @@ pub struct TaskRow {
     pub tid: Gauge,
     /// Threads that have the name now.
     pub threads: Gauge,
+    /// The kernel's letter for what that thread does: `S` asleep, `D` asleep without signals, `T` and
+    /// `t` stopped ...; 0 if there is none.
+    pub state: Gauge,
 }
 
 impl TaskRow {
@@ -99,6 +102,7 @@ unsafe impl Section for TaskBlock {
         column(Field::counter("involuntary_switches", Unit::None, offset_of!(TaskRow, involuntary_switches), "Context switches because another took the CPU.")),
         column(Field::gauge("tid", Unit::None, offset_of!(TaskRow, tid), "The kernel's id of the thread; 0 if there is none.")),
         column(Field::gauge("threads", Unit::None, offset_of!(TaskRow, threads), "Threads of that name.")),
+        column(Field::gauge("state", Unit::None, offset_of!(TaskRow, state), "The kernel's letter for what the thread does, as a number: 82 runs, 83 asleep, 68 asleep without signals, 84 and 116 stopped; 0 if there is none.")),
     ];
 }
 
@@ -112,6 +116,8 @@ struct Reading {
     whole: bool,
     /// Memory of the process, which every thread tells.
     resident: Option<u64>,
+    /// The kernel's letter for what it does.
+    state: u8,
 }
 
 /// A thread that is there.
@@ -152,6 +158,7 @@ impl Thread {
         let other = names.len().saturating_sub(1);
         let row = names.iter().position(|name| name == told.comm);
         let row = row.unwrap_or(other);
+        let state = told.state;
         *minor = told.minor_faults;
         *major = told.major_faults;
         *guest = told.guest_ticks.saturating_mul(USER_TICK_NS);
@@ -178,6 +185,7 @@ impl Thread {
             numbers,
             whole: scheduled.is_some() && switched[0].is_some(),
             resident,
+            state,
         })
     }
 }
@@ -234,7 +242,7 @@ impl TaskSampler {
     /// sample and before its end is not seen. Called by one thread alone.
     pub fn sample(&mut self) {
         self.round = self.round.wrapping_add(1);
-        let mut live = [(0u64, 0u64); TASK_ROWS];
+        let mut live = [(0u64, 0u64, 0u8); TASK_ROWS];
         let (mut missing, mut resident) = (0, 0);
         let entries = std::fs::read_dir(&self.tasks).into_iter().flatten();
         for entry in entries.flatten() {
@@ -247,15 +255,16 @@ impl TaskSampler {
             };
             missing += u64::from(!reading.whole);
             resident = reading.resident.unwrap_or(resident);
-            if let Some((tid_now, threads)) = live.get_mut(reading.row) {
-                *tid_now = tid;
+            if let Some((tid_now, threads, state)) = live.get_mut(reading.row) {
+                (*tid_now, *state) = (tid, reading.state);
                 *threads += 1;
             }
         }
         let round = self.round;
         self.threads.retain(|_, thread| thread.seen == round);
-        for (row, (tid, threads)) in self.block.rows.iter().zip(live) {
+        for (row, (tid, threads, state)) in self.block.rows.iter().zip(live) {
             row.tid.set(tid);
+            row.state.set(u64::from(state));
             row.threads.set(threads);
         }
         self.block.missing.set(missing);

@@ -42,7 +42,7 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
         }
         // A thread that reads from a disk that does not answer is not stuck by itself.
         QueueBackendStall => {
-            matches!(effect.code, VmmThreadStuck) && same_device(cause, effect)
+            matches!(effect.code, VmmThreadStuck | QueueDeviceStall) && same_device(cause, effect)
                 || matches!(effect.code, GuestIdle)
         }
         QueueDeviceStall | DriveError | QueueBroken => matches!(effect.code, GuestIdle),

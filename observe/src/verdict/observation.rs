@@ -132,6 +132,8 @@ pub struct VcpuSeen {
     pub paused_ns: Option<u64>,
     /// What was found by looking into it.
     pub sight: Option<SightSeen>,
+    /// The kernel's letter for what its thread does.
+    pub state: Option<Sampled<char>>,
 }
 
 /// What of KVM's statistics the rules look at.
@@ -168,10 +170,16 @@ pub struct QueueSeen {
     pub last_interrupt_ns: Option<u64>,
     /// Requests taken.
     pub requests: u64,
+    /// Kicks taken.
+    pub kicks: u64,
+    /// A kick was there that the device's thread had not taken.
+    pub kick_pending: Option<Sampled<bool>>,
     /// Kicks that were lost.
     pub lost_kicks: u64,
     /// Times that the ring was broken, and why, the last time.
     pub broken: (u64, String),
+    /// Since when it is broken.
+    pub broken_since_ns: Option<u64>,
 }
 
 /// One thread of the VMM.
@@ -183,6 +191,8 @@ pub struct ThreadSeen {
     pub doing: Doing,
     /// Rounds of its loop.
     pub loops: u64,
+    /// The kernel's letter for what it does.
+    pub state: Option<Sampled<char>>,
 }
 
 /// The VMM's cgroup.
@@ -330,7 +340,16 @@ impl Source<'_> {
                 .snapshot
                 .section(&format!("sight/{index}"))
                 .and_then(|section| SightSeen::of(self.snapshot, section)),
+            state: self.state(&format!("vcpu-{index}")),
         })
+    }
+
+    /// The kernel's letter for what the thread of that name does, of which it keeps 15 bytes.
+    fn state(&self, thread: &str) -> Option<Sampled<char>> {
+        let section = self.snapshot.section("task")?;
+        let state = section.table("state", thread)?.as_u64()?;
+        let letter = u8::try_from(state).ok().filter(|letter| *letter != 0)?;
+        self.sampled(section, char::from(letter))
     }
 
     fn kvm(&self, index: usize) -> Option<Sampled<KvmSeen>> {
@@ -351,7 +370,7 @@ impl Source<'_> {
             _ => 0,
         };
         let reason = usize::try_from(number("broken_reason")).unwrap_or(usize::MAX);
-        let named = section.row_name("broken_reason", reason);
+        let named = section.row_name("broken", reason);
         QueueSeen {
             device: part(section, 0).to_owned(),
             queue: part(section, 1).to_owned(),
@@ -362,7 +381,10 @@ impl Source<'_> {
             unread: number("unread_completions"),
             last_interrupt_ns: self.moment(section, "last_interrupt_at"),
             requests: number("requests"),
+            kicks: number("kicks"),
+            kick_pending: self.kick_pending(section),
             lost_kicks: number("lost_kicks"),
+            broken_since_ns: self.moment(section, "broken_since"),
             broken: (
                 number("broken"),
                 named.map_or_else(|| reason.to_string(), ToOwned::to_owned),
@@ -370,11 +392,18 @@ impl Source<'_> {
         }
     }
 
+    fn kick_pending(&self, queue: &SectionView) -> Option<Sampled<bool>> {
+        let name = format!("kick/{}/{}", part(queue, 0), part(queue, 1));
+        let section = self.snapshot.section(&name)?;
+        self.sampled(section, section.gauge("pending")? > 0)
+    }
+
     fn thread(&self, section: &SectionView) -> ThreadSeen {
         ThreadSeen {
             name: part(section, 0).to_owned(),
             doing: Doing::of(self.snapshot, section),
             loops: section.counter("loops").unwrap_or(0),
+            state: self.state(part(section, 0)),
         }
     }
 

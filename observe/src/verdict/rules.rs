@@ -9,6 +9,7 @@ mod queue;
 mod stuck;
 mod vcpu;
 
+use super::observation::Sampled;
 use super::{Observation, Thresholds, Verdict};
 
 /// What every rule is given.
@@ -53,6 +54,11 @@ pub(super) fn all(
     process::judge(&look, &mut verdicts);
     console::judge(&look, &mut verdicts);
     verdicts
+}
+
+/// Whether the kernel has stopped a thread: by a signal, or for a tracer.
+pub(super) fn is_stopped(state: Option<Sampled<char>>) -> bool {
+    state.is_some_and(|state| matches!(state.value, 'T' | 't'))
 }
 
 /// A time for people.

@@ -173,13 +173,14 @@ fn make(
         mmio: Bus::new(BusKind::Mmio),
     };
     let legacy = make_legacy_devices(&vm, &mut buses.pio)?;
-    let io_threads = virtio::make(spec, &vm, ram, &mut buses.mmio, black_box, &owner.inbox)?;
+    let (io_threads, kicks) =
+        virtio::make(spec, &vm, ram, &mut buses.mmio, black_box, &owner.inbox)?;
     let serial = Arc::clone(&legacy.serial);
     let blocks = processors::blocks(black_box, spec.vcpus, &buses)?;
     let console = make_console(&spec.serial, serial, black_box, &owner.inbox)?;
     let fds = processors::make(hypervisor, &vm, spec)?;
     Ok(Made {
-        watcher: watch::watcher(spec, &vm, &fds, ram, black_box, owner)?,
+        watcher: watch::watcher(spec, &vm, &fds, (ram, kicks), black_box, owner)?,
         blocks,
         console,
         fds,

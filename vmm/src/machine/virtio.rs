@@ -21,6 +21,7 @@ use crate::driver::Message;
 use crate::hypervisor::refused;
 use crate::spec::{Cache, DriveSpec, NetSpec, VmSpec};
 use crate::vm::LaunchError;
+use crate::watcher::kicks::Kick;
 
 /// Names of the machine's own devices (build.rs) that an id could be, too.
 const LEGACY: [&str; 5] = ["serial", "i8042", "cmos", "post", "power"];
@@ -34,7 +35,8 @@ pub fn windows(spec: &VmSpec) -> Vec<MmioWindow> {
         .collect()
 }
 
-/// Makes all drives, the root first (the guest calls it vda), then all network devices.
+/// Makes all drives, the root first (the guest calls it vda), then all network devices; with their
+/// kicks, for the watcher to look at.
 ///
 /// # Errors
 /// [`LaunchError`], naming the device.
@@ -45,7 +47,7 @@ pub fn make(
     mmio: &mut Bus,
     black_box: &mut BlackBox,
     inbox: &Sender<Message>,
-) -> Result<Vec<IoThread>, LaunchError> {
+) -> Result<(Vec<IoThread>, Vec<Kick>), LaunchError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let (roots, others): (Vec<_>, Vec<_>) = spec.drives.iter().partition(|drive| drive.root);
     for drive in roots.into_iter().chain(others) {
@@ -56,7 +58,7 @@ pub fn make(
         devices.push(open_network(network, name)?);
     }
     // One a device, so that a stalled disk holds up nobody else.
-    let mut threads = Vec::new();
+    let (mut threads, mut kicks) = (Vec::new(), Vec::new());
     for (slot, device) in (0u32..).zip(devices) {
         let profile = device.profile();
         let name = profile.name.clone();
@@ -78,11 +80,12 @@ pub fn make(
             .map_err(|error| failed(error.to_string()))?;
         let window = MmioWindow::of_slot(slot);
         connect(vm, &transport, window)?;
+        watch_kicks(&name, &transport, &mut kicks)?;
         mmio.insert(window.base, MMIO_DEVICE_BYTES, &name, Arc::new(transport))
             .map_err(|error| failed(error.to_string()))?;
         threads.push(thread);
     }
-    Ok(threads)
+    Ok((threads, kicks))
 }
 
 /// What a drive is called in sections, threads and messages: its id, unless the machine has a
@@ -176,6 +179,25 @@ fn connect(vm: &VmFd, transport: &MmioTransport, window: MmioWindow) -> Result<(
     }
     vm.register_irqfd(transport.interrupt_event(), window.gsi)
         .map_err(refused("KVM_IRQFD"))?;
+    Ok(())
+}
+
+/// Descriptors of the watcher's own for the kicks of a device.
+fn watch_kicks(
+    device: &str,
+    transport: &MmioTransport,
+    kicks: &mut Vec<Kick>,
+) -> Result<(), LaunchError> {
+    for (queue, event) in transport.kick_events() {
+        kicks.push(Kick {
+            device: device.to_owned(),
+            queue,
+            event: event.try_clone().map_err(|source| LaunchError::Refused {
+                what: "a second descriptor for a queue's kicks",
+                source,
+            })?,
+        });
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use observe::sight::Suspicion;
 use crate::spec::VmSpec;
 use crate::vm::{LaunchError, open_reader};
 use crate::watcher::judge::{self, Judge, Owner};
+use crate::watcher::kicks::{Kick, KickSampler};
 use crate::watcher::kvm_table::{KvmSampler, KvmVcpuBlock};
 use crate::watcher::look::{Inspection, Looker, Watched};
 use crate::watcher::samples::{Rows, Samples};
@@ -28,13 +29,13 @@ pub fn watcher(
     spec: &VmSpec,
     vm: &VmFd,
     fds: &[VcpuFd],
-    ram: &Arc<GuestRam>,
+    (ram, kicks): (&Arc<GuestRam>, Vec<Kick>),
     black_box: &mut BlackBox,
     owner: &Owner,
 ) -> Result<Watcher, LaunchError> {
     // By the number of a source in the heartbeat, from 1.
     let names = [
-        "", "task", "kvm", "host", "memory", "samples", "look", "judge",
+        "", "task", "kvm", "host", "memory", "kicks", "samples", "look", "judge",
     ];
     let names = names.map(ToOwned::to_owned);
     let block = black_box.section("thread/watcher", &[("reason", &names)])?;
@@ -46,6 +47,7 @@ pub fn watcher(
     }
     let mut host = HostSampler::new(black_box)?;
     let mut memory = MemorySampler::new(black_box, &regions(ram))?;
+    let mut kicks = KickSampler::new(black_box, kicks)?;
     let mut follower = Follower::new(open_reader(black_box)?, judge::is_wanted);
     let mut ledger = LedgerSampler::new(black_box, fds.len())?;
     let mut judge = Judge::new(owner.clone(), Arc::clone(&spec.limits));
@@ -72,6 +74,7 @@ pub fn watcher(
                 memory.sample();
             }),
         ),
+        source("kicks", Box::new(move || kicks.sample())),
         // After all that it reads.
         source("samples", Box::new(move || samples.sample())),
         // So that it is judged in the same round.

@@ -92,7 +92,7 @@ pub struct Judge {
 
 /// Whether the rules read that section.
 pub fn is_wanted(section: &str) -> bool {
-    const KINDS: [&str; 14] = [
+    const KINDS: [&str; 15] = [
         "vcpu",
         "kvm_vcpu",
         "sight",
@@ -101,6 +101,7 @@ pub fn is_wanted(section: &str) -> bool {
         "psi",
         "memory",
         "queue",
+        "kick",
         "thread",
         "device",
         "samples",

@@ -17,6 +17,7 @@ fn a_thread_name_may_hold_anything() {
         let text = format!("10751 ({comm}) {rest}");
         let expected = Stat {
             comm,
+            state: b'S',
             minor_faults: 104,
             major_faults: 3,
             cpu_ticks: 33,

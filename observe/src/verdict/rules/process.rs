@@ -1,8 +1,9 @@
 //! The VMM itself: threads that do not move, and how it ended.
 
-use super::{Look, seconds};
+use super::{Look, is_stopped, seconds};
 use crate::heartbeat::Activity;
 use crate::verdict::link::SILENCE;
+use crate::verdict::observation::{Doing, Sampled, ThreadSeen};
 use crate::verdict::{Code, Severity, Subject, Verdict};
 
 pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
@@ -109,30 +110,97 @@ fn triple_fault(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     }
 }
 
-/// A thread that works on one thing for long. One that waits for work does nothing wrong.
+/// Whether a thread that waits for work looks around once a second all the same: then it is stuck
+/// when it does not. Others may wait for ever.
+fn looks_around(thread: &str) -> bool {
+    thread == "watcher" || thread.starts_with("io-")
+}
+
+/// A thread that the kernel has stopped, that works on one thing for long, or that has stopped
+/// looking around.
 fn stuck(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     for thread in &look.now.threads {
-        let doing = &thread.doing;
-        let works = matches!(doing.activity, Some(Activity::InDevice | Activity::Blocked));
-        let age = look.age(doing.since_ns);
-        if !works || age < look.limits.thread_ns {
-            continue;
+        let mut earlier = look.earlier.iter().flat_map(|earlier| &earlier.threads);
+        let earlier = earlier.find(|there| there.name == thread.name);
+        if let Some(stopped) = earlier.and_then(|earlier| stopped(earlier.state, thread.state)) {
+            verdicts.push(halted(look, &thread.name, &thread.doing, stopped));
+        } else if let Some(verdict) = motionless(look, earlier, thread) {
+            verdicts.push(verdict);
         }
-        let summary = format!(
-            "the thread {} has been at {} {} for {}",
-            thread.name,
-            doing.reason,
-            doing.device,
-            seconds(age)
-        );
-        let subject = Subject::thread(&thread.name);
-        verdicts.push(
-            Verdict::new(Code::VmmThreadStuck, subject, doing.since_ns, summary)
-                .number("stuck_ns", age)
-                .number("tid", doing.tid)
-                .number("loops", thread.loops),
-        );
     }
+    for vcpu in &look.now.vcpus {
+        let mut earlier = look.earlier.iter().flat_map(|earlier| &earlier.vcpus);
+        let earlier = earlier.find(|there| there.index == vcpu.index);
+        if let Some(stopped) = earlier.and_then(|earlier| stopped(earlier.state, vcpu.state)) {
+            let name = format!("vcpu-{}", vcpu.index);
+            verdicts.push(halted(look, &name, &vcpu.doing, stopped));
+        }
+    }
+}
+
+/// Since when, at the latest, a thread that was stopped at two looks has been; and its letter.
+fn stopped(then: Option<Sampled<char>>, now: Option<Sampled<char>>) -> Option<Sampled<char>> {
+    let state = now?.value;
+    let both = is_stopped(then) && is_stopped(now);
+    both.then_some(Sampled {
+        at_ns: then?.at_ns,
+        value: state,
+    })
+}
+
+fn halted(look: &Look<'_>, name: &str, doing: &Doing, stopped: Sampled<char>) -> Verdict {
+    let who = match stopped.value {
+        't' => "a tracer",
+        _ => "a signal",
+    };
+    let age = look.age(stopped.at_ns);
+    let summary = format!(
+        "the thread {name} was stopped by {who} at least {} ago",
+        seconds(age)
+    );
+    let subject = Subject::thread(name);
+    Verdict::new(Code::VmmThreadStuck, subject, stopped.at_ns, summary)
+        .number("stuck_ns", age)
+        .number("tid", doing.tid)
+        .text("state", stopped.value.to_string())
+}
+
+/// It works on one thing for long, or has not looked around for as long. When nobody looked for that
+/// time, all of us slept.
+fn motionless(
+    look: &Look<'_>,
+    earlier: Option<&ThreadSeen>,
+    thread: &ThreadSeen,
+) -> Option<Verdict> {
+    let doing = &thread.doing;
+    let age = look.age(doing.since_ns);
+    let looked_ns = look.earlier.map_or(0, |earlier| look.age(earlier.at_ns));
+    let is_late = match doing.activity {
+        Some(Activity::InDevice | Activity::Blocked) => true,
+        Some(Activity::Idle) => {
+            let has_rounds = looks_around(&thread.name);
+            let is_same = earlier.is_some_and(|earlier| earlier.loops == thread.loops);
+            has_rounds && is_same && looked_ns < look.limits.thread_ns
+        }
+        _ => false,
+    };
+    if !is_late || age < look.limits.thread_ns {
+        return None;
+    }
+    let what = match doing.activity {
+        Some(Activity::Idle) => "has not looked around".to_owned(),
+        _ => format!("has been at {} {}", doing.reason, doing.device),
+    };
+    let summary = format!("the thread {} {what} for {}", thread.name, seconds(age));
+    let subject = Subject::thread(&thread.name);
+    let verdict = Verdict::new(Code::VmmThreadStuck, subject, doing.since_ns, summary)
+        .number("stuck_ns", age)
+        .number("tid", doing.tid)
+        .number("loops", thread.loops);
+    Some(match thread.state {
+        Some(state) => verdict.text("state", state.value.to_string()),
+        None => verdict,
+    })
 }
 
 /// Gone without a word.

@@ -1,6 +1,6 @@
 //! Queues: requests that wait for the host, for the device's thread, or for the guest.
 
-use super::{Look, seconds};
+use super::{Look, is_stopped, seconds};
 use crate::heartbeat::Activity;
 use crate::verdict::observation::{HostErrors, QueueSeen, ThreadSeen};
 use crate::verdict::{Code, Severity, Subject, Verdict};
@@ -8,6 +8,7 @@ use crate::verdict::{Code, Severity, Subject, Verdict};
 pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     for queue in look.now.queues.iter().filter(|queue| queue.size > 0) {
         stalled(look, queue, verdicts);
+        not_taken(look, queue, verdicts);
         not_reaping(look, queue, verdicts);
         rx_starved(look, queue, verdicts);
     }
@@ -43,7 +44,9 @@ fn stalled(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
         return;
     };
     let age = look.age(since_ns);
-    if age < look.limits.backend_stall_ns {
+    // A thread that is stopped asks nothing of the host.
+    let is_stopped = server(look, queue).is_some_and(|thread| is_stopped(thread.state));
+    if age < look.limits.backend_stall_ns || is_stopped {
         return;
     }
     let summary = format!(
@@ -63,6 +66,49 @@ fn stalled(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
             .number("tid", thread.doing.tid);
     }
     verdicts.push(stall);
+}
+
+/// The guest has kicked, and from one look to the next the device's thread has taken no kick. One
+/// that is at work for the device is late because of the host; one that is stopped is not at work.
+fn not_taken(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
+    let Some(earlier) = before(look, queue) else {
+        return;
+    };
+    let (Some(then), Some(now)) = (earlier.kick_pending, queue.kick_pending) else {
+        return;
+    };
+    let age = look.age(then.at_ns);
+    let has_moved = earlier.kicks != queue.kicks || earlier.requests != queue.requests;
+    if !then.value || !now.value || has_moved || age < look.limits.device_stall_ns {
+        return;
+    }
+    let Some(thread) = server(look, queue) else {
+        return;
+    };
+    let is_at_work = thread.doing.activity == Some(Activity::InDevice);
+    if is_at_work && !is_stopped(thread.state) {
+        return;
+    }
+    let summary = format!(
+        "the guest has kicked {} queue {}, and the thread {} has taken nothing for at least {}",
+        queue.device,
+        queue.queue,
+        thread.name,
+        seconds(age)
+    );
+    let stall = verdict(Code::QueueDeviceStall, queue, then.at_ns, summary)
+        .number("not_taken_ns", age)
+        .number("kicks", queue.kicks)
+        .text(
+            "thread_does",
+            thread.doing.activity.map_or("unknown", activity),
+        )
+        .number("thread_so_for_ns", look.age(thread.doing.since_ns))
+        .number("tid", thread.doing.tid);
+    verdicts.push(match thread.state {
+        Some(state) => stall.text("thread_state", state.value.to_string()),
+        None => stall,
+    });
 }
 
 fn activity(activity: Activity) -> &'static str {
@@ -135,22 +181,20 @@ fn lost_kicks(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
     );
 }
 
+/// From the fault until the driver resets the device.
 fn broken(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
     let (count, reason) = &queue.broken;
-    let earlier = before(look, queue).map_or(0, |earlier| earlier.broken.0);
-    // A queue that was set up again since works.
-    let is_new = *count > earlier;
-    if *count == 0 || !is_new && queue.size > 0 {
+    let Some(since_ns) = queue.broken_since_ns else {
         return;
-    }
+    };
     let summary = format!(
         "the guest broke the ring of {} queue {}: {reason}",
         queue.device, queue.queue
     );
-    let since_ns = look.earlier.map_or(look.now.at_ns, |earlier| earlier.at_ns);
     verdicts.push(
         verdict(Code::QueueBroken, queue, since_ns, summary)
             .number("broken", *count)
+            .number("broken_ns", look.age(since_ns))
             .text("reason", reason.as_str()),
     );
 }
