@@ -169,6 +169,19 @@ static bool memtouch(struct text fields)
 	return true;
 }
 
+/* For ever: one word to each page of so many bytes. */
+static bool loop_memtouch(struct text fields)
+{
+	u64 from = 4UL << 20, top = ram_top(true), bytes = field(&fields, 1UL << 20);
+
+	if ((u64)zoo_end > from)
+		from = ((u64)zoo_end + 4095) & ~4095UL;
+	for (;;)
+		for (u64 at = from; at < from + bytes && at + 4096 <= top; at += 4096)
+			*(volatile u64 *)at = at;
+	return true;
+}
+
 static bool reset(struct text fields)
 {
 	static const struct __attribute__((packed)) {
@@ -246,6 +259,7 @@ static const struct {
 	{ "loop_pio", loop_pio },
 	{ "ctr", tsc },
 	{ "memtouch", memtouch },
+	{ "loop_memtouch", loop_memtouch },
 	{ "reset", reset },
 	{ "poweroff", poweroff },
 	{ "exit", exit_with },

@@ -8,6 +8,10 @@ use crate::clock::Ticks;
 /// What a thread does. Its number is the low byte of the heartbeat's state word and part of the
 /// black box format: add at the end, never renumber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize)
+)]
 #[repr(u8)]
 pub enum Activity {
     /// The thread has not started.

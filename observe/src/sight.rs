@@ -15,6 +15,10 @@ const STACK_WORDS: usize = 64;
 
 /// Why a vCPU is looked into: what the watcher saw of it from outside for the whole last second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize)
+)]
 pub enum Suspicion {
     /// It is not: it does something, or nothing tells.
     #[default]

@@ -32,6 +32,8 @@ use std::fmt;
 
 pub use code::{Code, Entry, Severity};
 pub use engine::{Change, Engine};
+#[cfg(any(test, feature = "recording"))]
+pub use observation::Cut;
 pub use observation::{MessageSeen, Observation, QueueSeen, SightSeen, ThreadSeen, VcpuSeen};
 pub use thresholds::Thresholds;
 
@@ -174,7 +176,7 @@ pub fn diagnose(
     thresholds: &Thresholds,
 ) -> Vec<Verdict> {
     let mut verdicts = rules::all(earlier, now, thresholds);
-    link::link(&mut verdicts);
+    link::link(&mut verdicts, &[]);
     verdicts
 }
 
@@ -226,3 +228,12 @@ pub fn worst(verdicts: &[Verdict]) -> Option<Severity> {
     clippy::arithmetic_side_effects
 )]
 mod tests;
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+mod replay;

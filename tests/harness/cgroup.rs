@@ -48,6 +48,16 @@ impl Cgroup {
         fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
+    /// As [`Cgroup::write`], where the kernel may refuse.
+    pub fn try_write(&self, name: &str, text: &str) -> std::io::Result<()> {
+        fs::write(self.path(name), text)
+    }
+
+    /// Where one of its files is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
     /// Reads one of its files.
     pub fn read(&self, name: &str) -> String {
         let path = self.0.join(name);

@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod chrome;
 pub mod remains;
+pub mod tap;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -12,8 +12,9 @@ use vmm::VmSpec;
 use vmm::observe::ledger::{Account, PARTS, account};
 use vmm::observe::verdict::Severity;
 
+use crate::harness::tap::Tap;
 use crate::harness::{Guest, Scratch, Seen, drive};
-use crate::net::{Tap, UP, with_tap};
+use crate::net::{UP, with_tap};
 use crate::{PATIENCE, linux};
 
 /// Over so long each guest is accounted for.

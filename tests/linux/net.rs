@@ -9,36 +9,8 @@ use std::time::Duration;
 use vmm::{NetSpec, VmSpec};
 
 use crate::harness::Guest;
+use crate::harness::tap::Tap;
 use crate::{PATIENCE, VERSIONS, linux, told};
-
-/// A tap with an address, removed with it.
-pub struct Tap {
-    name: &'static str,
-}
-
-impl Tap {
-    pub fn new(name: &'static str, address: &str) -> Tap {
-        let ip = |arguments: &str| {
-            let output = Command::new("ip")
-                .args(arguments.split(' '))
-                .output()
-                .unwrap();
-            let error = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(output.status.success(), "ip {arguments}: {error}");
-        };
-        ip(&format!("tuntap add dev {name} mode tap"));
-        let tap = Tap { name };
-        ip(&format!("addr add {address}/24 dev {name}"));
-        ip(&format!("link set {name} up"));
-        tap
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "del", self.name]).output();
-    }
-}
 
 const MAC: [u8; 6] = [0x06, 0, 0xAC, 0x10, 0, 2];
 pub const UP: &str = "ip link set lo up; ip addr add 10.111.0.2/24 dev eth0; ip link set eth0 up\n";

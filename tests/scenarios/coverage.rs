@@ -10,21 +10,12 @@ const OPEN: &[(Code, &str)] = &[
     (Code::VcpuDeadHalt, "the rule is being written"),
     (Code::VcpuSpinIrqsOff, "the rule is being written"),
     (Code::VcpuSpin, "the rule is being written"),
-    (Code::VcpuHostFault, "no scenario yet: swap in the lab"),
     (Code::VcpuNotStarted, "the rule is being written"),
     (Code::GuestPanic, "the rule is being written"),
     (Code::KvmError, "the rule is being written"),
     (Code::GuestIdle, "the rule is being written"),
-    (Code::QueueBackendStall, "no scenario yet"),
-    (Code::QueueRxStarved, "no scenario yet"),
-    (Code::DriveError, "no scenario yet"),
     (Code::GuestOom, "the rule is being written"),
     (Code::GuestOomSoon, "the rule is being written"),
-    (Code::HostMemoryPressure, "no scenario yet"),
-    (Code::HostSwappingGuest, "no scenario yet"),
-    (Code::VmmOomRisk, "no scenario yet"),
-    (Code::VmmOomKilled, "no scenario yet"),
-    (Code::ClockJump, "no scenario yet"),
 ];
 
 /// That each code has a scenario or a reason, and not both; and that names are unique.

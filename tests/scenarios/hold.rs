@@ -1,4 +1,5 @@
-//! What is done to threads from outside: programs that take their CPU, and a tracer that stops one.
+//! What is done to threads and to the host from outside: programs that take a CPU, a tracer that
+//! stops one thread, a clock that is set.
 #![allow(unsafe_code)]
 
 use std::process::{Child, Command, Stdio};
@@ -82,4 +83,35 @@ impl Drop for Stopped {
         // SAFETY: the request touches no memory of ours. The thread may be gone.
         unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0.cast_signed(), none, none) };
     }
+}
+
+/// The host's clock, set so many seconds ahead while this lives. For the lab alone.
+pub struct Ahead(i64);
+
+impl Ahead {
+    /// Sets it.
+    pub fn by(seconds: i64) -> Ahead {
+        move_clock(seconds);
+        Ahead(seconds)
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        move_clock(-self.0);
+    }
+}
+
+fn move_clock(seconds: i64) {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the time is ours, and as large as the call writes.
+    let read = unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &mut now) };
+    now.tv_sec += seconds;
+    // SAFETY: the call reads the time alone.
+    let set = unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &now) };
+    let error = std::io::Error::last_os_error();
+    assert_eq!((read, set), (0, 0), "the clock cannot be set: {error}");
 }

@@ -10,15 +10,20 @@ mod harness;
 #[path = "../session/daemon.rs"]
 mod daemon;
 
+mod block;
 mod coverage;
+mod healthy;
 mod hold;
+mod memory;
 mod queue;
+mod record;
 mod runner;
 mod scenario;
 mod stage;
 mod vcpu;
 mod vmm_itself;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use scenario::{Place, Scenario};
@@ -29,6 +34,8 @@ struct Asked {
     names: Vec<String>,
     place: Option<Place>,
     lists: bool,
+    records: bool,
+    is_healthy: bool,
 }
 
 impl Asked {
@@ -38,6 +45,8 @@ impl Asked {
             match word.as_str() {
                 "--here" => asked.place = Some(Place::Here),
                 "--lab" => asked.place = Some(Place::Lab),
+                "--healthy" => asked.is_healthy = true,
+                "--record" => asked.records = true,
                 "--list" => asked.lists = true,
                 word if word.starts_with('-') => return Err(format!("{word} is not an option")),
                 name => asked.names.push(name.to_owned()),
@@ -53,7 +62,7 @@ impl Asked {
 }
 
 fn all() -> impl Iterator<Item = &'static Scenario> {
-    [vcpu::ALL, queue::ALL, vmm_itself::ALL]
+    [vcpu::ALL, queue::ALL, memory::ALL, vmm_itself::ALL]
         .into_iter()
         .flatten()
 }
@@ -74,12 +83,24 @@ fn main() -> ExitCode {
         for scenario in all().filter(|scenario| asked.wants(scenario)) {
             println!("{}\t{:?}", scenario.name, scenario.place);
         }
+        for name in healthy::names() {
+            println!("{name}\tHealthy");
+        }
         return ExitCode::SUCCESS;
     }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios/recorded");
+    let recorded = asked.records.then_some(folder);
     let mut has_failed = false;
+    if asked.is_healthy {
+        healthy::watch(&asked.names, |row| {
+            has_failed |= row.failure.is_some();
+            println!("{}", row.line());
+        });
+        return ExitCode::from(u8::from(has_failed));
+    }
     for scenario in all().filter(|scenario| asked.wants(scenario)) {
         eprintln!("scenarios: {} ...", scenario.name);
-        let row = runner::run(scenario);
+        let row = runner::run(scenario, recorded.as_deref());
         has_failed |= row.failure.is_some();
         println!("{}", row.line());
     }

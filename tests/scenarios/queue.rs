@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use vmm::observe::verdict::{Code, Severity};
 
+use crate::block::{Mapped, Small, Suspended, run};
+use crate::harness::tap::Tap;
 use crate::hold::Stopped;
-use crate::scenario::{Checked, Fault, Found, Guest, Scenario, USUAL, between};
+use crate::scenario::{Checked, Fault, Found, Guest, Place, Scenario, USUAL, between};
 
 const DISK: &str = "device/disk/queue/0";
 
@@ -96,7 +98,145 @@ pub const ALL: &[Scenario] = &[
         end: Some(|stage| drop(stage.heard("resets"))),
         ..USUAL
     },
+    Scenario {
+        name: "queue-backend-stall",
+        code: Code::QueueBackendStall,
+        subject: DISK,
+        severity: Severity::Error,
+        place: Place::Lab,
+        guest: Guest::Linux(
+            "6.12",
+            "echo ready; while :; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct; done 2> /dev/null",
+        ),
+        setup: |stage| {
+            let device = Mapped::new("vitrine-disk", 8, 0);
+            stage.drive_at("disk", &device.path());
+            stage.keep(device);
+        },
+        fault: |_| {
+            // It reads by then.
+            std::thread::sleep(Duration::from_secs(1));
+            let from = std::time::Instant::now();
+            let held = Suspended::device("vitrine-disk");
+            // The host knows what it has read before.
+            std::fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+            Fault {
+                from,
+                ..Fault::held(held)
+            }
+        },
+        threshold: Duration::from_secs(5),
+        evidence: |found| {
+            assert_eq!(
+                found.number("in_flight"),
+                1.0,
+                "dd has one request at a time"
+            );
+            let tid = found.stage.thread("io-disk");
+            assert_eq!(found.number("tid"), f64::from(tid));
+            assert_eq!(
+                found.stage.kernel_state(tid),
+                "D",
+                "the host's kernel has it"
+            );
+            let told = found.number("oldest_ns") / 1e6;
+            since(found, "oldest_ms", told, 500.0)
+        },
+        ..USUAL
+    },
+    Scenario {
+        name: "drive-error",
+        code: Code::DriveError,
+        subject: "device/disk",
+        severity: Severity::Error,
+        place: Place::Lab,
+        guest: Guest::Linux(
+            "6.12",
+            "echo ready; sleep 2; echo writing; while :; do dd if=/dev/zero of=/dev/vda bs=64k oflag=direct; sleep 0.3; done 2> /dev/null",
+        ),
+        setup: |stage| {
+            let small = Small::new(1024);
+            let path = small.0.join("disk");
+            std::fs::File::create(&path)
+                .unwrap()
+                .set_len(8 << 20)
+                .unwrap();
+            stage.drive_at("disk", &path);
+            stage.keep(small);
+        },
+        fault: |stage| Fault::since(stage.heard("writing").0),
+        // First a MiB is written.
+        threshold: Duration::from_secs(2),
+        evidence: |found| {
+            // ENOSPC, as whoever else writes there is told.
+            let told = found.number("errno");
+            let beside = found.stage.drive_path().with_file_name("beside");
+            let own = std::fs::write(beside, [0; 65536]);
+            let own = own.unwrap_err().raw_os_error().unwrap();
+            between(
+                "errno",
+                told,
+                own.into(),
+                own.into(),
+                "a write of our own to the file system",
+            )
+        },
+        end: None,
+        ..USUAL
+    },
+    Scenario {
+        name: "queue-rx-starved",
+        code: Code::QueueRxStarved,
+        subject: "device/eth0/queue/0",
+        place: Place::Lab,
+        guest: Guest::Linux(
+            "6.12",
+            "ip link set eth0 up; sleep 1; ip link set eth0 down; echo ready; sleep 10000",
+        ),
+        setup: |stage| {
+            let tap = Tap::new("vtscen", "10.111.7.1");
+            stage.network("eth0", "vtscen");
+            stage.keep(tap);
+        },
+        fault: |_| {
+            let from = std::time::Instant::now();
+            flood();
+            Fault {
+                from,
+                ..Fault::now()
+            }
+        },
+        // Its buffers are filled first.
+        threshold: Duration::from_secs(3),
+        evidence: |found| {
+            let told = found.number("starved_ns") / 1e6;
+            since(found, "starved_ms", told, 1500.0)
+        },
+        also: &[Code::QueueGuestNotReaping],
+        end: None,
+        ..USUAL
+    },
 ];
+
+/// More packets than a queue has buffers, to a neighbour that is not there.
+fn flood() {
+    let mac = "06:00:ac:10:00:02";
+    run(&[
+        "ip",
+        "neigh",
+        "replace",
+        "10.111.7.2",
+        "lladdr",
+        mac,
+        "dev",
+        "vtscen",
+    ]);
+    let socket = std::net::UdpSocket::bind("10.111.7.1:0").unwrap();
+    for _ in 0..1000 {
+        // What the tap cannot hold is lost.
+        let _ = socket.send_to(&[0; 64], "10.111.7.2:9");
+    }
+}
 
 /// The evidence says for how long, and by this clock it is that, or as much less.
 fn since(found: &Found<'_>, name: &str, told: f64, less: f64) -> Checked {

@@ -2,12 +2,14 @@
 //! ends the fault and waits until the verdict is gone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmm::observe::reader::Reader;
-use vmm::observe::verdict::{Code, Observation, Thresholds, diagnose};
+use vmm::observe::verdict::{Code, Observation, Severity, Thresholds, Verdict, diagnose};
 
+use crate::record::Recorder;
 use crate::scenario::{Fault, Found, Guest, Scenario, Seen};
 use crate::stage::Stage;
 
@@ -34,6 +36,17 @@ pub struct Row {
 }
 
 impl Row {
+    /// Of which nothing is known yet.
+    pub fn new(what: [String; 4], threshold: Duration) -> Row {
+        Row {
+            what,
+            threshold,
+            found: None,
+            evidence: [String::new(), String::new()],
+            failure: None,
+        }
+    }
+
     /// A line of tabs, for programs.
     pub fn line(&self) -> String {
         let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
@@ -50,34 +63,36 @@ impl Row {
     }
 }
 
-/// Runs it; a failed assertion anywhere in it is its failure.
-pub fn run(scenario: &Scenario) -> Row {
+/// Runs it; a failed assertion anywhere in it is its failure. What was observed is written into
+/// `recorded`, if that is given and nothing failed.
+pub fn run(scenario: &Scenario, recorded: Option<&Path>) -> Row {
     let guest = match scenario.guest {
         Guest::Zoo(_) => "zoo".to_owned(),
         Guest::Linux(version, _) => format!("linux {version}"),
     };
     let code = scenario.code.name().to_owned();
     let place = format!("{:?}", scenario.place).to_lowercase();
-    let mut row = Row {
-        what: [scenario.name.to_owned(), code, guest, place],
-        threshold: scenario.threshold,
-        found: None,
-        evidence: [String::new(), String::new()],
-        failure: None,
-    };
-    let outcome = catch_unwind(AssertUnwindSafe(|| play(scenario, &mut row)));
-    if let Err(panic) = outcome {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        row.failure = Some(text.unwrap_or_else(|| "it panicked".to_owned()));
-    }
+    let mut row = Row::new(
+        [scenario.name.to_owned(), code, guest, place],
+        scenario.threshold,
+    );
+    row.failure = caught(|| play(scenario, recorded, &mut row));
     row
 }
 
-fn play(scenario: &Scenario, row: &mut Row) {
+/// What an assertion in it says, if one fails.
+pub fn caught(act: impl FnOnce()) -> Option<String> {
+    let panic = catch_unwind(AssertUnwindSafe(act)).err()?;
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    Some(text.unwrap_or_else(|| "it panicked".to_owned()))
+}
+
+fn play(scenario: &Scenario, recorded: Option<&Path>, row: &mut Row) {
     let stage = Stage::new();
     (scenario.setup)(&stage);
     stage.boot(scenario.guest);
+    let recorder = recorded.map(|_| Recorder::of(&stage));
     stage.heard("ready");
     let fault = (scenario.fault)(&stage);
     let (at, verdict) = match scenario.seen {
@@ -87,7 +102,10 @@ fn play(scenario: &Scenario, row: &mut Row) {
     let took = at.saturating_duration_since(fault.from);
     row.found = Some(took);
     assert_eq!(verdict["subject"], scenario.subject, "{verdict:#}");
-    assert_eq!(verdict["severity"], scenario.severity.name(), "{verdict:#}");
+    let is_as_bad = verdict["severity"] == scenario.severity.name();
+    let is_worse = scenario.or_worse && verdict["severity"] == "error";
+    assert!(is_as_bad || is_worse, "{verdict:#}");
+    let verdict = with_its_cause(scenario, &stage, at, verdict);
     let cause = &verdict["consequence_of"]["code"];
     assert_eq!(
         cause.as_str(),
@@ -110,11 +128,32 @@ fn play(scenario: &Scenario, row: &mut Row) {
         "it came {took:.1?} after the fault, and its threshold is {:?}",
         scenario.threshold
     );
+    if let Some((recorder, folder)) = recorder.zip(recorded) {
+        recorder.write(folder, scenario, &stage);
+    }
     if let Some(end) = scenario.end {
         drop(fault);
         end(&stage);
         is_gone(scenario, &stage);
     }
+}
+
+/// The cause may be known a moment later: then the verdict is told again.
+fn with_its_cause(scenario: &Scenario, stage: &Stage, at: Instant, verdict: Value) -> Value {
+    let wanted = scenario.cause.map(Code::name);
+    let end = Instant::now() + BOUND;
+    let is_it = |event: &Value| {
+        let told = &event["verdict"];
+        let is_same = told["code"] == verdict["code"] && told["subject"] == verdict["subject"];
+        is_same && told["consequence_of"]["code"].as_str() == wanted
+    };
+    while Instant::now() < end && verdict["consequence_of"]["code"].as_str() != wanted {
+        if let Some((_, event)) = stage.event(at, is_it) {
+            return event["verdict"].clone();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    verdict
 }
 
 /// The verdict's event, once it comes.
@@ -155,18 +194,23 @@ fn codes(events: &[(Instant, Value)]) -> Vec<String> {
     told.collect()
 }
 
+/// What is said of a VM by what its process left behind.
+pub fn post_mortem(black_box: &Path) -> Vec<Verdict> {
+    let last = Reader::open(black_box).and_then(|reader| reader.snapshot());
+    let last = Observation::of(&last.unwrap());
+    diagnose(None, &last, &Thresholds::default())
+}
+
 /// What the black box says, as soon as it says it.
 fn found_dead(scenario: &Scenario, stage: &Stage) -> (Instant, Value) {
-    let reader = Reader::open(&stage.black_box()).unwrap();
     let end = Instant::now() + scenario.threshold + PATIENCE;
     loop {
-        let last = Observation::of(&reader.snapshot().unwrap());
-        let verdicts = diagnose(None, &last, &Thresholds::default());
+        let verdicts = post_mortem(&stage.black_box());
         let at = Instant::now();
         let others = verdicts.iter().filter(|verdict| {
             verdict.consequence_of.is_none()
                 && verdict.code != scenario.code
-                && verdict.severity > vmm::observe::verdict::Severity::Info
+                && verdict.severity > Severity::Info
                 && !scenario.also.contains(&verdict.code)
         });
         let others: Vec<_> = others.map(|verdict| verdict.code.name()).collect();

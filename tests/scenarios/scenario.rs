@@ -126,6 +126,8 @@ pub struct Scenario {
     pub subject: &'static str,
     /// How bad it is.
     pub severity: Severity,
+    /// Or, where that is a matter of degree, worse.
+    pub or_worse: bool,
     /// Where it runs.
     pub place: Place,
     /// Who is watched.
@@ -154,6 +156,7 @@ pub const USUAL: Scenario = Scenario {
     code: Code::Paused,
     subject: "vcpu/0",
     severity: Severity::Warning,
+    or_worse: false,
     place: Place::Here,
     guest: Guest::Zoo(""),
     setup: |_| {},

@@ -1,9 +1,10 @@
 //! A VM in the real program, and what is heard of it from outside: its console and its events, each
 //! with the moment by the test's own clock.
 
-use std::cell::OnceCell;
+use std::any::Any;
+use std::cell::{OnceCell, RefCell};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -39,6 +40,9 @@ pub struct Stage {
     _end: Sender<()>,
     /// After `daemon`: it cannot go while a process is in it.
     cgroup: OnceCell<Cgroup>,
+    drive: RefCell<PathBuf>,
+    /// What else must be there as long as the process.
+    kept: RefCell<Vec<Box<dyn Any>>>,
 }
 
 impl Stage {
@@ -65,6 +69,8 @@ impl Stage {
             events,
             _end: end,
             cgroup: OnceCell::new(),
+            drive: RefCell::default(),
+            kept: RefCell::default(),
         }
     }
 
@@ -94,6 +100,16 @@ impl Stage {
     /// The process's number.
     pub fn pid(&self) -> u32 {
         self.daemon.child.id()
+    }
+
+    /// Whether the process runs: one that has ended, and whose end nobody asked for yet, does not.
+    pub fn is_alive(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        let state = stat.ok().and_then(|text| {
+            let (_, rest) = text.rsplit_once(") ")?;
+            rest.chars().next()
+        });
+        state.is_some_and(|state| state != 'Z' && state != 'X')
     }
 
     /// Where the black box is.
@@ -141,12 +157,35 @@ impl Stage {
         self.events.lock().unwrap().clone()
     }
 
+    /// What stands now; `None` when nobody answers.
+    pub fn asked(&self) -> Option<Vec<Value>> {
+        let mut stream = UnixStream::connect(self.daemon.scratch.path("api.sock")).ok()?;
+        let request = "GET /observe/health HTTP/1.1\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        let health: Value = serde_json::from_str(body).ok()?;
+        health["verdicts"].as_array().cloned()
+    }
+
     /// What stands now.
     pub fn standing(&self) -> Vec<Value> {
         let (status, text) = self.daemon.ask("GET", "/observe/health", &Value::Null);
         assert_eq!(status, 200, "{text}");
         let health: Value = serde_json::from_str(&text).unwrap();
         health["verdicts"].as_array().unwrap().clone()
+    }
+
+    /// Keeps something of the host's for as long as the process lives.
+    pub fn keep(&self, thing: impl Any) {
+        self.kept.borrow_mut().push(Box::new(thing));
+    }
+
+    /// Gives the guest so many MiB of memory, before its boot.
+    pub fn memory(&self, mib: u32) {
+        let machine = json!({"vcpu_count": 1, "mem_size_mib": mib});
+        self.daemon.put("/machine-config", &machine);
     }
 
     /// Gives the guest, before its boot, a drive of 1 MiB.
@@ -157,8 +196,25 @@ impl Stage {
 
     /// Gives the guest, before its boot, a drive.
     pub fn drive_at(&self, id: &str, path: &Path) {
+        self.drive.replace(path.to_owned());
         let drive = json!({"drive_id": id, "is_root_device": false, "path_on_host": path});
         self.daemon.put(&format!("/drives/{id}"), &drive);
+    }
+
+    /// The file of the drive that it got last.
+    pub fn drive_path(&self) -> PathBuf {
+        self.drive.borrow().clone()
+    }
+
+    /// Gives the guest, before its boot, an interface.
+    pub fn network(&self, id: &str, tap: &str) {
+        let interface = json!({
+            "iface_id": id,
+            "host_dev_name": tap,
+            "guest_mac": "06:00:ac:10:00:02",
+        });
+        self.daemon
+            .put(&format!("/network-interfaces/{id}"), &interface);
     }
 
     /// The kernel's letter for what a thread does.

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use vmm::observe::verdict::{Code, Severity};
 
-use crate::hold::Stopped;
-use crate::scenario::{Fault, Guest, Scenario, Seen, USUAL, between};
+use crate::hold::{Ahead, Stopped};
+use crate::scenario::{Fault, Guest, Place, Scenario, Seen, USUAL, between};
 
 pub const ALL: &[Scenario] = &[
     Scenario {
@@ -46,6 +46,30 @@ pub const ALL: &[Scenario] = &[
             let source = "this clock; its state is that of /proc";
             let told = found.number("stuck_ns") / 1e6;
             between("stuck_ms", told, since - 1300.0, since, source)
+        },
+        ..USUAL
+    },
+    Scenario {
+        name: "clock-jump",
+        code: Code::ClockJump,
+        subject: "host",
+        place: Place::Lab,
+        guest: Guest::Zoo("print=ready rest=1000000"),
+        fault: |_| {
+            // Two looks must have seen the clock as it was.
+            std::thread::sleep(Duration::from_millis(2500));
+            Fault::held(Ahead::by(30))
+        },
+        evidence: |found| {
+            assert_eq!(found.words("direction"), "forward");
+            let told = found.number("jump_ns") / 1e6;
+            between(
+                "jump_ms",
+                told,
+                29_900.0,
+                30_500.0,
+                "the test set it by 30 s",
+            )
         },
         ..USUAL
     },

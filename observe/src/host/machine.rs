@@ -7,12 +7,15 @@ use super::parse::{lookup, number, steal_ticks};
 use super::{Follower, Roots, USER_TICK_NS};
 use crate::blackbox::{BlackBox, BlackBoxError, Block};
 use crate::cell::{Counter, Gauge};
-use crate::clock::Clock;
+use crate::clock::{Clock, monotonic_ns, realtime_ns};
 use crate::schema::{Field, Section, Unit};
 
 /// Rows of the table of pools, and the folder of each in `/sys/kernel/mm/hugepages`.
 pub const HUGEPAGE_SIZES: [(&str, &str); 2] =
     [("2M", "hugepages-2048kB"), ("1G", "hugepages-1048576kB")];
+
+/// Two readings that are further apart are none of the same moment.
+const CLOCKS_APART_NS: u64 = 10_000_000;
 
 /// A pool of huge pages.
 #[derive(Debug, Default)]
@@ -54,6 +57,8 @@ pub struct HostBlock {
     pub oom_kills: Counter,
     /// Time that a hypervisor above us took, summed over the CPUs.
     pub steal_ns: Counter,
+    /// What the host's date is ahead of `CLOCK_MONOTONIC`, in nanoseconds.
+    pub date_offset: Gauge,
     /// 1 if this host is a virtual machine itself (CPUID 1 ECX bit 31).
     pub is_virtual: Gauge,
     /// By size.
@@ -84,6 +89,7 @@ unsafe impl Section for HostBlock {
         Field::counter("swap_out", Unit::Pages, offset_of!(HostBlock, swap_out), "Pages that the host wrote to swap."),
         Field::counter("oom_kills", Unit::None, offset_of!(HostBlock, oom_kills), "Processes of the host that the OOM killer ended."),
         Field::counter("steal", Unit::Nanoseconds, offset_of!(HostBlock, steal_ns), "Time that a hypervisor above the host took from its CPUs, all together."),
+        Field::gauge("date_offset", Unit::Nanoseconds, offset_of!(HostBlock, date_offset), "What the host's date is ahead of its monotonic clock: moves when the clock is set."),
         Field::gauge("virtual", Unit::None, offset_of!(HostBlock, is_virtual), "1 if the host is a virtual machine itself."),
         pool("hugepages", offset_of!(HugepageRow, pages), "Huge pages in the host's pool."),
         pool("hugepages_free", offset_of!(HugepageRow, free), "Huge pages of the pool that nobody uses."),
@@ -149,7 +155,19 @@ impl MachineSampler {
             gauge(&mut pool.reserved, &row.reserved);
             row.missing.set(u64::from(!there));
         }
+        self.date();
         self.block.sampled_at.set(Clock::process().ticks());
+    }
+
+    /// Reads both clocks at once. When another had the CPU between the two, what was known stays.
+    fn date(&self) {
+        let before = monotonic_ns();
+        let date = realtime_ns();
+        let took = monotonic_ns().saturating_sub(before);
+        if took < CLOCKS_APART_NS {
+            let offset = date.saturating_sub(before.saturating_add(took / 2));
+            self.block.date_offset.set(offset);
+        }
     }
 
     fn memory(&mut self, buffer: &mut Vec<u8>) -> Option<()> {

@@ -73,6 +73,8 @@ pub struct TaskBlock {
     pub missing: Gauge,
     /// Memory of the process that is in the host's memory: VmRSS of status.
     pub resident: Gauge,
+    /// Memory of the process that is in the host's swap: VmSwap of status.
+    pub swapped: Gauge,
     /// By name.
     pub rows: [TaskRow; TASK_ROWS],
 }
@@ -92,6 +94,7 @@ unsafe impl Section for TaskBlock {
         Field::gauge("sampled_at", Unit::Ticks, offset_of!(TaskBlock, sampled_at), "When the threads were last looked at."),
         Field::gauge("missing", Unit::None, offset_of!(TaskBlock, missing), "Threads of which schedstat or status could not be read."),
         Field::gauge("resident", Unit::Bytes, offset_of!(TaskBlock, resident), "Memory of the VMM's process in the host's memory, the guest's included; 0 if nothing tells."),
+        Field::gauge("swapped", Unit::Bytes, offset_of!(TaskBlock, swapped), "Memory of the VMM's process in the host's swap, the guest's included; 0 if nothing tells."),
         column(Field::counter("cpu", Unit::Nanoseconds, offset_of!(TaskRow, cpu_ns), "Time on a CPU, the guest's included.")),
         column(Field::counter("run_delay", Unit::Nanoseconds, offset_of!(TaskRow, run_delay_ns), "Time that the thread could run and had no CPU, throttled time included.")),
         column(Field::counter("timeslices", Unit::None, offset_of!(TaskRow, timeslices), "Times that the thread was put on a CPU.")),
@@ -116,6 +119,7 @@ struct Reading {
     whole: bool,
     /// Memory of the process, which every thread tells.
     resident: Option<u64>,
+    swapped: Option<u64>,
     /// The kernel's letter for what it does.
     state: u8,
 }
@@ -172,11 +176,12 @@ impl Thread {
         }
         let keys = [
             "VmRSS",
+            "VmSwap",
             "voluntary_ctxt_switches",
             "nonvoluntary_ctxt_switches",
         ];
         let text = self.status.text(buffer);
-        let [resident, switched @ ..] = text.map_or([None; 3], |text| lookup(&text, keys));
+        let [resident, swapped, switched @ ..] = text.map_or([None; 4], |text| lookup(&text, keys));
         if let [Some(of_its_own), Some(forced)] = switched {
             [*voluntary, *involuntary] = [of_its_own, forced];
         }
@@ -185,6 +190,7 @@ impl Thread {
             numbers,
             whole: scheduled.is_some() && switched[0].is_some(),
             resident,
+            swapped,
             state,
         })
     }
@@ -243,7 +249,7 @@ impl TaskSampler {
     pub fn sample(&mut self) {
         self.round = self.round.wrapping_add(1);
         let mut live = [(0u64, 0u64, 0u8); TASK_ROWS];
-        let (mut missing, mut resident) = (0, 0);
+        let (mut missing, mut resident, mut swapped) = (0, 0, 0);
         let entries = std::fs::read_dir(&self.tasks).into_iter().flatten();
         for entry in entries.flatten() {
             let name = entry.file_name();
@@ -255,6 +261,7 @@ impl TaskSampler {
             };
             missing += u64::from(!reading.whole);
             resident = reading.resident.unwrap_or(resident);
+            swapped = reading.swapped.unwrap_or(swapped);
             if let Some((tid_now, threads, state)) = live.get_mut(reading.row) {
                 (*tid_now, *state) = (tid, reading.state);
                 *threads += 1;
@@ -269,6 +276,7 @@ impl TaskSampler {
         }
         self.block.missing.set(missing);
         self.block.resident.set(resident);
+        self.block.swapped.set(swapped);
         self.block.sampled_at.set(Clock::process().ticks());
     }
 

@@ -21,6 +21,10 @@ pub(super) struct Halts {
 /// All that the ledger needs to know of one vCPU at one moment: a few numbers of a snapshot, which
 /// then can be let go.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize)
+)]
 pub struct Moment {
     /// By `CLOCK_MONOTONIC`.
     pub(super) moment_ns: u64,
@@ -36,6 +40,10 @@ pub struct Moment {
 
 /// What the vCPU's thread says of itself.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize)
+)]
 struct Vcpu {
     run: u64,
     paused: Option<u64>,
@@ -47,6 +55,10 @@ struct Vcpu {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize)
+)]
 struct Beat {
     activity: Option<Activity>,
     reason: u8,
@@ -55,6 +67,17 @@ struct Beat {
 
 /// Numbers that somebody else sampled.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize)
+)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    serde(bound(
+        serialize = "[u64; N]: serde::Serialize",
+        deserialize = "[u64; N]: serde::Deserialize<'de>"
+    ))
+)]
 struct Sample<const N: usize> {
     /// When, by `CLOCK_MONOTONIC`.
     at_ns: u64,
@@ -122,6 +145,33 @@ impl Moment {
             kvm: Sample::none(moment_ns),
             is_blocking: false,
             throttled: Sample::none(moment_ns),
+        }
+    }
+
+    /// As where KVM gives no statistics.
+    #[cfg(any(test, feature = "recording"))]
+    pub(crate) fn cut_kvm(&mut self) {
+        self.kvm.numbers = None;
+        self.is_blocking = false;
+    }
+
+    /// As where the scheduler tells nothing of threads.
+    #[cfg(any(test, feature = "recording"))]
+    pub(crate) fn cut_task(&mut self) {
+        self.task.numbers = None;
+    }
+
+    /// As where there is no cgroup.
+    #[cfg(any(test, feature = "recording"))]
+    pub(crate) fn cut_cgroup(&mut self) {
+        self.throttled.numbers = None;
+    }
+
+    /// As of a thread that was caught between two states.
+    #[cfg(any(test, feature = "recording"))]
+    pub(crate) fn cut_beat(&mut self) {
+        if let Some(vcpu) = &mut self.vcpu {
+            vcpu.beat = None;
         }
     }
 

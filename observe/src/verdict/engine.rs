@@ -35,7 +35,9 @@ pub struct Engine {
 impl Engine {
     /// Judges one observation; gives what changed. Observations come in order of time.
     pub fn step(&mut self, now: Observation, thresholds: &Thresholds) -> Vec<Change> {
-        let found = diagnose(self.earlier.as_ref(), &now, thresholds);
+        let mut found = diagnose(self.earlier.as_ref(), &now, thresholds);
+        // A cause that this look does not show stands on for a while, and explains as long.
+        super::link::link(&mut found, &self.standing());
         let at = now.at_ns;
         self.earlier = Some(now);
         let mut changes = Vec::new();

@@ -87,9 +87,10 @@ fn same_device(one: &Verdict, other: &Verdict) -> bool {
     one.is_some() && one == other
 }
 
-/// Links each verdict to its cause and brings them in order.
-pub(super) fn link(verdicts: &mut [Verdict]) {
-    let causes: Vec<Verdict> = verdicts.to_owned();
+/// Links each verdict to its cause, among them and what still stands from before, and brings them
+/// in order.
+pub(super) fn link(verdicts: &mut [Verdict], standing: &[Verdict]) {
+    let causes = [verdicts as &[Verdict], standing].concat();
     for effect in verdicts.iter_mut() {
         let is_cause = |cause: &&Verdict| cause.key() != effect.key() && explains(cause, effect);
         // The worst of several.

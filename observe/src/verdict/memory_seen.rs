@@ -4,6 +4,11 @@ use crate::reader::Snapshot;
 
 /// What of a snapshot says when memory ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default)
+)]
 pub struct MemorySeen {
     /// What the VMM's cgroup needs, by moment: its memory and swap, without page cache.
     pub needed: Vec<(u64, u64)>,
@@ -24,6 +29,9 @@ impl MemorySeen {
     }
 }
 
+/// Samples that a trend is looked for in: a minute of them.
+const SAMPLES: usize = 60;
+
 /// `None` from a black box that does not know what of it is page cache.
 fn needed(snapshot: &Snapshot) -> Option<Vec<(u64, u64)>> {
     let samples = snapshot.section("samples")?.series("samples")?;
@@ -32,7 +40,8 @@ fn needed(snapshot: &Snapshot) -> Option<Vec<(u64, u64)>> {
     let used = place("cgroup_memory")?;
     let files = place("cgroup_reclaimable")?;
     let swap = place("cgroup_swap")?;
-    let rows = samples.rows.iter().filter_map(|row| {
+    let recent = samples.rows.len().saturating_sub(SAMPLES);
+    let rows = samples.rows.get(recent..)?.iter().filter_map(|row| {
         let moment = snapshot.header.clock.monotonic_of(*row.get(at)?);
         let kept = row.get(used)?.saturating_sub(*row.get(files)?);
         Some((moment, kept.saturating_add(*row.get(swap)?)))

@@ -463,11 +463,16 @@ fn kicks_and_rings_that_went_wrong_are_told() {
     world.queue.broken.inc();
     let reset = world.said(|world| world.queue.broken_since.set(0));
     assert_eq!(reset, [], "the driver has reset it");
-    let unread = World::new().said(|world| {
-        world.queue.unread_completions.set(5);
-        world.queue.last_interrupt_at.set(world.ticks(8 * S));
-    });
-    assert_eq!(codes(&unread), ["queue-guest-not-reaping"]);
+    let unread = |looked: u64| {
+        World::new().said(|world| {
+            world.queue.unread_completions.set(5);
+            world.queue.last_interrupt_at.set(world.ticks(8 * S));
+            let at = world.ticks(looked);
+            world.io.heartbeat.set(Activity::Idle, 0, 0, 0, at);
+        })
+    };
+    assert_eq!(codes(&unread(10 * S)), ["queue-guest-not-reaping"]);
+    assert_eq!(unread(8 * S), [], "nobody has looked since");
     let starved = World::new().said(|world| world.queue.starved_since.set(world.ticks(8 * S)));
     assert_eq!(codes(&starved), ["queue-rx-starved"]);
 }
@@ -537,4 +542,24 @@ fn a_verdict_is_raised_once_stays_through_a_gap_and_is_cleared_once() {
     }
     assert_eq!(log, ["3 + vcpu-starved", "9 - vcpu-starved"]);
     assert_eq!(engine.standing(), []);
+}
+
+#[test]
+fn a_cause_that_one_look_does_not_show_explains_while_it_stands() {
+    let world = World::new();
+    let limits = Thresholds::default();
+    let mut engine = Engine::default();
+    world.kick.pending.set(1);
+    let mut step = |second: u64, letter: u8| {
+        world.task.rows[IO_ROW].state.set(u64::from(letter));
+        world.a_second_in_the_guest(second * S);
+        engine.step(world.seen(second * S), &limits);
+        codes(&engine.standing())
+    };
+    for second in 1..4 {
+        step(second, b't');
+    }
+    let both = ["vmm-thread-stuck", "queue-device-stall"];
+    assert_eq!(step(4, b'S'), both);
+    assert_eq!(health(&engine.standing()), 50, "one fault counts once");
 }

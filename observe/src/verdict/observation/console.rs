@@ -7,6 +7,11 @@ const LINE_CHARS: usize = 240;
 
 /// Messages of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default)
+)]
 pub struct MessageSeen {
     /// What they are about: `panic`, `soft_lockup` ...
     pub kind: String,

@@ -5,6 +5,11 @@ use crate::sight::Suspicion;
 
 /// The last looks into a vCPU.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default)
+)]
 pub struct SightSeen {
     /// When the last one was; 0 if there was none.
     pub at_ns: u64,
@@ -44,6 +49,11 @@ pub struct SightSeen {
 
 /// Looks in a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    any(test, feature = "recording"),
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default)
+)]
 pub struct Streak {
     /// How many.
     pub looks: u64,

@@ -114,8 +114,7 @@ fn on_the_way(look: &Look<'_>, now: &CgroupSeen, max: u64) -> Option<Verdict> {
     if at_most < room {
         return None;
     }
-    let recent = memory.needed.len().saturating_sub(TREND_SAMPLES);
-    let forecast = exhaustion(memory.needed.get(recent..)?, room)?;
+    let forecast = exhaustion(&memory.needed, room)?;
     if forecast.seconds * 1e9 > look.limits.oom_soon_ns as f64 {
         return None;
     }
@@ -139,6 +138,3 @@ fn on_the_way(look: &Look<'_>, now: &CgroupSeen, max: u64) -> Option<Verdict> {
             .number("samples", forecast.samples as u64),
     )
 }
-
-/// Samples that a trend is looked for in: a minute of them.
-const TREND_SAMPLES: usize = 60;

@@ -10,6 +10,7 @@ pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     kvm_error(look, verdicts);
     triple_fault(look, verdicts);
     failed(look, verdicts);
+    clock_jump(look, verdicts);
     if look.now.writer_alive == Some(false) {
         died(look, verdicts);
     } else if look.is_running() {
@@ -90,6 +91,32 @@ fn kvm_error(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
             None => verdict,
         });
     }
+}
+
+/// The date moved against the monotonic clock: somebody set it.
+fn clock_jump(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    let earlier = look.earlier.and_then(|earlier| earlier.date_offset_ns);
+    let (Some(earlier), Some(now)) = (earlier, look.now.date_offset_ns) else {
+        return;
+    };
+    let jump_ns = now.value.abs_diff(earlier.value);
+    if jump_ns < look.limits.clock_jump_ns {
+        return;
+    }
+    let direction = match now.value > earlier.value {
+        true => "forward",
+        false => "back",
+    };
+    let summary = format!(
+        "the host's clock was set {direction} by {}",
+        seconds(jump_ns)
+    );
+    let host = Subject::whole("host");
+    verdicts.push(
+        Verdict::new(Code::ClockJump, host, earlier.at_ns, summary)
+            .number("jump_ns", jump_ns)
+            .text("direction", direction),
+    );
 }
 
 /// A guest whose exception handlers fail has lost its kernel. Some kernels reboot that way.

@@ -5,6 +5,9 @@ use crate::heartbeat::Activity;
 use crate::verdict::observation::{HostErrors, QueueSeen, ThreadSeen};
 use crate::verdict::{Code, Severity, Subject, Verdict};
 
+/// How often a device's thread looks how far the guest has read.
+const LOOK_ROUND_NS: u64 = 1_000_000_000;
+
 pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     for queue in look.now.queues.iter().filter(|queue| queue.size > 0) {
         stalled(look, queue, verdicts);
@@ -122,8 +125,11 @@ fn not_reaping(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) 
         return;
     };
     let age = look.age(since_ns);
-    // The look-around of the device's thread comes once a second: it must have come since.
-    if age < look.limits.not_reaping_ns {
+    // The number is from the look-around of the device's thread, once a second: it must have come
+    // since. A thread that the host holds up does not look.
+    let looked_ns = server(look, queue).map_or(0, |thread| thread.doing.since_ns);
+    let has_looked = looked_ns.saturating_sub(since_ns) >= LOOK_ROUND_NS;
+    if age < look.limits.not_reaping_ns || !has_looked {
         return;
     }
     let summary = format!(
