@@ -1,5 +1,8 @@
 //! What the ledger takes from a snapshot, and what rose between two.
 
+#[cfg(any(test, feature = "recording"))]
+mod cut;
+
 use crate::heartbeat::Activity;
 use crate::reader::{SectionView, Snapshot, Value};
 
@@ -145,33 +148,6 @@ impl Moment {
             kvm: Sample::none(moment_ns),
             is_blocking: false,
             throttled: Sample::none(moment_ns),
-        }
-    }
-
-    /// As where KVM gives no statistics.
-    #[cfg(any(test, feature = "recording"))]
-    pub(crate) fn cut_kvm(&mut self) {
-        self.kvm.numbers = None;
-        self.is_blocking = false;
-    }
-
-    /// As where the scheduler tells nothing of threads.
-    #[cfg(any(test, feature = "recording"))]
-    pub(crate) fn cut_task(&mut self) {
-        self.task.numbers = None;
-    }
-
-    /// As where there is no cgroup.
-    #[cfg(any(test, feature = "recording"))]
-    pub(crate) fn cut_cgroup(&mut self) {
-        self.throttled.numbers = None;
-    }
-
-    /// As of a thread that was caught between two states.
-    #[cfg(any(test, feature = "recording"))]
-    pub(crate) fn cut_beat(&mut self) {
-        if let Some(vcpu) = &mut self.vcpu {
-            vcpu.beat = None;
         }
     }
 
