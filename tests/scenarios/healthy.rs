@@ -162,7 +162,7 @@ fn one(load: &Load, version: &'static str) -> Row {
 
 /// One life of a guest: until `end`, or until it ends itself.
 fn lives(load: &Load, version: &'static str, end: Instant) {
-    let stage = Stage::new();
+    let stage = Stage::new(ASKED_EVERY);
     (load.setup)(&stage);
     stage.boot(Guest::Linux(version, load.script));
     let mut second = 0;

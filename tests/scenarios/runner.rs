@@ -89,7 +89,7 @@ pub fn caught(act: impl FnOnce()) -> Option<String> {
 }
 
 fn play(scenario: &Scenario, recorded: Option<&Path>, row: &mut Row) {
-    let stage = Stage::new();
+    let stage = Stage::new(Duration::from_millis(2));
     (scenario.setup)(&stage);
     stage.boot(scenario.guest);
     let recorder = recorded.map(|_| Recorder::of(&stage));

@@ -46,8 +46,9 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// A program that waits for its configuration.
-    pub fn new() -> Stage {
+    /// A program that waits for its configuration. Its console is looked at so often: each look
+    /// takes time from a guest that has one CPU with us.
+    pub fn new(look_every: Duration) -> Stage {
         let started = Instant::now();
         let arguments = ["--api-sock", "SCRATCH/api.sock", "--id", ID];
         let daemon = Daemon::with(Scratch::new(), &arguments);
@@ -59,7 +60,7 @@ impl Stage {
         let socket = daemon.scratch.path("api.sock");
         let (end, ended) = channel();
         let said = Arc::clone(&lines);
-        std::thread::spawn(move || listen(&console, &said, &ended));
+        std::thread::spawn(move || listen(&console, &said, &ended, look_every));
         let told = Arc::clone(&events);
         std::thread::spawn(move || follow(&socket, &told));
         Stage {
@@ -253,9 +254,8 @@ impl Stage {
 }
 
 /// Writes down the lines of a file that grows.
-fn listen(path: &Path, lines: &Heard<String>, ended: &Receiver<()>) {
+fn listen(path: &Path, lines: &Heard<String>, ended: &Receiver<()>, pause: Duration) {
     let mut known = 0;
-    let pause = Duration::from_millis(2);
     while ended.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
         let bytes = fs::read(path).unwrap_or_default();
         let at = Instant::now();
