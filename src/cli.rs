@@ -65,6 +65,7 @@ impl Failure {
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    slim::one_heap();
     identity::name_process();
     crash::install();
     let cli = Cli::parse();

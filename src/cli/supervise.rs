@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirEntry};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError::{Disconnected, Timeout};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -24,13 +25,21 @@ const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// How often a stop looks whether the VM has been started.
 const LAUNCH_POLL: Duration = Duration::from_millis(10);
 
+/// When code that was not used for a while is given back once more: after the boot, and when what came
+/// up on the way is over.
+const SETTLING: [Duration; 3] = [
+    Duration::from_secs(2),
+    Duration::from_secs(8),
+    Duration::from_secs(50),
+];
+
 /// What the main thread is told.
 enum Happening {
     Signal(i32),
     Ended(Ending),
     /// What is wrong with the VM has changed.
     Verdict(Change),
-    /// The next run has begun, or cannot.
+    /// A run has begun, or the next one cannot.
     Begun(Result<(), MachineError>),
 }
 
@@ -40,6 +49,7 @@ pub struct Watched {
     /// Launches that are under way.
     launching: AtomicUsize,
     machine: OnceLock<Arc<dyn Machine>>,
+    tell: Sender<Happening>,
 }
 
 impl Watched {
@@ -61,7 +71,8 @@ impl Launcher for Watched {
             let launched = self.keeper.launch(spec);
             if let Ok(machine) = &launched {
                 let _ = self.machine.set(Arc::clone(machine));
-                slim::after_the_start();
+                slim::drop_unused();
+                let _ = self.tell.send(Happening::Begun(Ok(())));
             }
             launched
         })
@@ -111,11 +122,12 @@ impl Supervisor {
         };
         Ok(Supervisor {
             happenings,
-            tell,
+            tell: tell.clone(),
             launcher: Arc::new(Watched {
                 keeper: Keeper::new(launcher, events, rulebook),
                 launching: AtomicUsize::new(0),
                 machine: OnceLock::new(),
+                tell,
             }),
         })
     }
@@ -131,9 +143,22 @@ impl Supervisor {
     /// # Errors
     /// The VM failed, or did not stop in order.
     pub fn wait(&self) -> Result<(), Failure> {
+        let mut settling: &[Duration] = &[];
         loop {
-            let ending = match self.happenings.recv() {
-                Ok(Happening::Begun(Ok(()))) => continue,
+            let happening = match settling {
+                [] => self.happenings.recv().map_err(|_| Disconnected),
+                [pause, ..] => self.happenings.recv_timeout(*pause),
+            };
+            let ending = match happening {
+                Ok(Happening::Begun(Ok(()))) => {
+                    settling = &SETTLING;
+                    continue;
+                }
+                Err(Timeout) => {
+                    slim::drop_unused();
+                    settling = settling.get(1..).unwrap_or_default();
+                    continue;
+                }
                 Ok(Happening::Verdict(change)) => {
                     self.launcher.keeper.heard(&change);
                     continue;
@@ -147,7 +172,7 @@ impl Supervisor {
                     return self.stop(STOP_DEADLINE);
                 }
                 // A sender lives as long as this.
-                Err(mpsc::RecvError) => return Ok(()),
+                Err(Disconnected) => return Ok(()),
             };
             match self.launcher.keeper.ended(ending) {
                 Next::Over(ending) => return self.judge(ending),
@@ -186,7 +211,7 @@ impl Supervisor {
         self.launcher.launching.fetch_add(1, Ordering::AcqRel);
         let launch = move || {
             let begun = launcher.keeper.again();
-            slim::after_the_start();
+            slim::drop_unused();
             launcher.launching.fetch_sub(1, Ordering::AcqRel);
             let _ = tell.send(Happening::Begun(begun));
         };
@@ -347,11 +372,12 @@ mod tests {
         let none = KvmLauncher::new(Arc::default(), |_| ());
         let supervisor = Supervisor {
             happenings: receiver,
-            tell: sender,
+            tell: sender.clone(),
             launcher: Arc::new(Watched {
                 keeper: Keeper::new(none, Arc::default(), Arc::default()),
                 launching: AtomicUsize::new(usize::from(launching)),
                 machine: OnceLock::from(machine),
+                tell: sender,
             }),
         };
         supervisor.stop(Duration::from_millis(50))

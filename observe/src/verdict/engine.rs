@@ -34,7 +34,9 @@ pub struct Engine {
 
 impl Engine {
     /// Judges one observation; gives what changed. Observations come in order of time.
-    pub fn step(&mut self, now: Observation, thresholds: &Thresholds) -> Vec<Change> {
+    pub fn step(&mut self, mut now: Observation, thresholds: &Thresholds) -> Vec<Change> {
+        let before = self.earlier.as_ref().map(|earlier| &earlier.memory);
+        now.memory.goes_on(before, now.cgroup.as_ref());
         let mut found = diagnose(self.earlier.as_ref(), &now, thresholds);
         // A cause that this look does not show stands on for a while, and explains as long.
         super::link::link(&mut found, &self.standing());

@@ -1,5 +1,6 @@
 //! How the memory that the VM may use was used in the last minutes.
 
+use super::observation::CgroupSeen;
 use crate::reader::Snapshot;
 
 /// What of a snapshot says when memory ends.
@@ -10,7 +11,8 @@ use crate::reader::Snapshot;
     serde(default)
 )]
 pub struct MemorySeen {
-    /// What the VMM's cgroup needs, by moment: its memory and swap, without page cache.
+    /// What the VMM's cgroup needs, by moment: its memory and swap, without page cache. From the last
+    /// samples, where the snapshot has them; the [`Engine`](super::Engine) remembers them itself.
     pub needed: Vec<(u64, u64)>,
     /// Guest memory that is not in the host's memory or swap yet, at most: so much more the guest
     /// alone can make the host give.
@@ -26,6 +28,22 @@ impl MemorySeen {
             untouched_bytes: untouched(snapshot),
             swap_left_bytes: swap_left(snapshot).unwrap_or(0),
         }
+    }
+
+    /// Goes on where the look before ended, for a snapshot without samples.
+    pub(super) fn goes_on(&mut self, before: Option<&MemorySeen>, cgroup: Option<&CgroupSeen>) {
+        let Some(cgroup) = cgroup.filter(|_| self.needed.is_empty()) else {
+            return;
+        };
+        let before = before.map_or(&[][..], |before| &before.needed);
+        let kept = before.len().saturating_sub(SAMPLES.saturating_sub(1));
+        self.needed
+            .extend_from_slice(before.get(kept..).unwrap_or_default());
+        let kept = cgroup
+            .current_bytes
+            .saturating_sub(cgroup.reclaimable_bytes);
+        let needed = kept.saturating_add(cgroup.swap_bytes);
+        self.needed.push((cgroup.at_ns, needed));
     }
 }
 

@@ -215,6 +215,8 @@ pub struct CgroupSeen {
     pub current_bytes: u64,
     /// What of it is page cache, which the kernel takes back when it has to.
     pub reclaimable_bytes: u64,
+    /// Swap used.
+    pub swap_bytes: u64,
     /// The tightest limit, if there is one.
     pub max_bytes: Option<u64>,
     /// Times that the limit was met.

@@ -92,7 +92,7 @@ pub struct Judge {
 
 /// Whether the rules read that section.
 pub fn is_wanted(section: &str) -> bool {
-    const KINDS: [&str; 15] = [
+    const KINDS: [&str; 14] = [
         "vcpu",
         "kvm_vcpu",
         "sight",
@@ -104,7 +104,6 @@ pub fn is_wanted(section: &str) -> bool {
         "kick",
         "thread",
         "device",
-        "samples",
         "machine",
         "host",
         "console_watch",

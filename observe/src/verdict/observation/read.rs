@@ -246,6 +246,7 @@ impl Source<'_> {
             at_ns: self.moment(section, "sampled_at")?,
             current_bytes: section.gauge("memory_current")?,
             reclaimable_bytes: section.gauge("memory_reclaimable").unwrap_or(0),
+            swap_bytes: section.gauge("memory_swap").unwrap_or(0),
             max_bytes: section.gauge("memory_max").filter(|_| limited),
             max_events: event("max").unwrap_or(0),
             high_events: event("high").unwrap_or(0),

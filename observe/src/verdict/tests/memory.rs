@@ -65,3 +65,27 @@ fn a_cgroup_that_fills_steadily_is_told_before_it_is_full() {
     assert_eq!(now(4, None, 956), []);
     assert_eq!(now(0, Some(1 << 30), 956), []);
 }
+
+#[test]
+fn the_engine_remembers_what_was_needed_when_the_samples_are_not_read() {
+    let world = World::new();
+    world.cgroup.memory_limited.set(1);
+    world.cgroup.memory_max.set(950 << 20);
+    let mut engine = Engine::default();
+    let mut told = Vec::new();
+    for second in 0..70 {
+        world.cgroup.memory_current.set((600 + 4 * second) << 20);
+        world.sampled((10 + second) * S);
+        let mut now = world.seen((10 + second) * S);
+        now.memory.untouched_bytes = Some(1 << 30);
+        now.memory.swap_left_bytes = 0;
+        told.extend(engine.step(now, &Thresholds::default()));
+    }
+    let Some(Change::Raised(first)) = told.first() else {
+        panic!("{told:?}");
+    };
+    assert_eq!(first.code, Code::VmmOomRisk);
+    let samples = first.evidence.iter().find(|(name, _)| *name == "samples");
+    // One more than the fewest steps that a trend has, and a second until it is raised.
+    assert_eq!(samples, Some(&("samples", Fact::Number(14))));
+}
