@@ -16,7 +16,7 @@ use tokio::sync::watch;
 /// Events that are kept.
 pub const KEPT: usize = 4096;
 /// Longest text in an event; what is beyond is cut off.
-pub const MAX_TEXT_BYTES: usize = 256;
+pub const MAX_TEXT_BYTES: usize = 512;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

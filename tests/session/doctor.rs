@@ -220,7 +220,7 @@ fn a_cpu() -> String {
 
 #[test]
 fn a_guest_beside_two_busy_programs_is_starved_as_the_kernel_says() {
-    let daemon = guest("spin");
+    let daemon = guest("busy");
     let task = thread(&daemon, "vcpu-0");
     let (cpu, tid) = (a_cpu(), task.file_name().unwrap().to_str().unwrap());
     let mut pin = Command::new("taskset");
@@ -289,7 +289,7 @@ fn a_guest_whose_cgroup_is_limited_is_throttled() {
         println!("not run: this user makes no cgroups with a CPU limit");
         return;
     };
-    let mut daemon = guest("spin");
+    let mut daemon = guest("busy");
     fs::write(
         limited.0.join("cgroup.procs"),
         daemon.child.id().to_string(),

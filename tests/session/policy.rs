@@ -90,16 +90,16 @@ fn a_verdict_sends_an_nmi_writes_a_dump_and_pauses_the_guest() {
     let scratch = Scratch::new();
     let folder = scratch.path("dumps");
     fs::create_dir(&folder).unwrap();
-    let actions = json!(["nmi", {"dump": "registers", "path": folder}, "pause"]);
+    let actions = json!(["nmi", {"wait_ms": 1000}, {"dump": "registers", "path": folder}, "pause"]);
     let daemon = storm(&actions, &Value::Null);
     daemon.until("the pause", || daemon.state() == "Paused");
-    daemon.until("the events", || events(&daemon, "action").len() == 3);
+    daemon.until("the events", || events(&daemon, "action").len() == 4);
     let told = events(&daemon, "action");
     let names: Vec<&str> = told
         .iter()
         .map(|event| event["action"].as_str().unwrap())
         .collect();
-    assert_eq!(names, ["nmi", "dump", "pause"]);
+    assert_eq!(names, ["nmi", "wait", "dump", "pause"]);
     for event in &told {
         assert_eq!(
             (&event["code"], &event["error"]),
@@ -109,7 +109,7 @@ fn a_verdict_sends_an_nmi_writes_a_dump_and_pauses_the_guest() {
         assert_eq!(event["subject"], "vcpu/0");
     }
     let dump = folder.join("anonymous-instance-exit-storm.registers");
-    assert_eq!(told[1]["path"], dump.to_str().unwrap());
+    assert_eq!(told[2]["path"], dump.to_str().unwrap());
     let dump: Value = serde_json::from_str(&fs::read_to_string(dump).unwrap()).unwrap();
     assert!(dump.is_object() || dump.is_array(), "{dump}");
     assert!(daemon.text("stdout").contains("zoo: nmi"));
