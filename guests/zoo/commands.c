@@ -103,6 +103,15 @@ static bool spin_sti(struct text fields)
 	return true;
 }
 
+/* Goes on at that address, whatever is there. */
+static bool jump(struct text fields)
+{
+	u64 address = field(&fields, 0);
+
+	asm volatile("cli; jmp *%0" : : "r"(address) : "memory");
+	return true;
+}
+
 static bool wait_million(struct text fields)
 {
 	for (u64 n = field(&fields, 1) * 1000000; n; n--)
@@ -254,6 +263,8 @@ static const struct {
 	{ "nmi", command_nmi },
 	{ "hlt", sti_hlt },
 	{ "cli_hlt", cli_hlt },
+	{ "dead_hlt", command_dead_hlt },
+	{ "jump", jump },
 	{ "spin", spin },
 	{ "spin_sti", spin_sti },
 	{ "loop_pio", loop_pio },

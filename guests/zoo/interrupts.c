@@ -181,6 +181,18 @@ bool command_spin_held(struct text fields)
 	return true;
 }
 
+/* Halts with interrupts off, where it says. */
+bool command_dead_hlt(struct text fields)
+{
+	u64 here;
+
+	(void)fields;
+	asm volatile("leaq 1f(%%rip), %0\n\tjmp 2f\n1:\thlt\n\tjmp 1b\n2:" : "=r"(here));
+	say_where(here);
+	asm volatile("cli; jmp *%0" : : "r"(here) : "memory");
+	return true;
+}
+
 /* Writes memory again and again, in one function and with interrupts off: work, and no loop that waits. */
 bool command_busy(struct text fields)
 {

@@ -110,6 +110,7 @@ bool command_timer_hlt(struct text fields);
 bool command_naps(struct text fields);
 bool command_spin_timer(struct text fields);
 bool command_spin_held(struct text fields);
+bool command_dead_hlt(struct text fields);
 bool command_busy(struct text fields);
 bool command_self_ipi(struct text fields);
 bool command_nmi(struct text fields);

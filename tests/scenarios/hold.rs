@@ -80,8 +80,15 @@ impl Stopped {
 impl Drop for Stopped {
     fn drop(&mut self) {
         let none = std::ptr::null_mut::<libc::c_void>();
+        let id = self.0.cast_signed();
         // SAFETY: the request touches no memory of ours. The thread may be gone.
-        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0.cast_signed(), none, none) };
+        let gone = unsafe { libc::ptrace(libc::PTRACE_DETACH, id, none, none) } != 0;
+        if gone {
+            let mut status = 0;
+            // Its process cannot go altogether before its tracer knows of it.
+            // SAFETY: the status is a word of ours.
+            unsafe { libc::waitpid(id, &mut status, libc::__WALL | libc::WNOHANG) };
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod daemon;
 
 mod block;
 mod coverage;
+mod guest;
 mod healthy;
 mod hold;
 mod memory;
@@ -20,6 +21,7 @@ mod record;
 mod runner;
 mod scenario;
 mod stage;
+mod stuck;
 mod vcpu;
 mod vmm_itself;
 
@@ -62,9 +64,16 @@ impl Asked {
 }
 
 fn all() -> impl Iterator<Item = &'static Scenario> {
-    [vcpu::ALL, queue::ALL, memory::ALL, vmm_itself::ALL]
-        .into_iter()
-        .flatten()
+    [
+        vcpu::ALL,
+        stuck::ALL,
+        guest::ALL,
+        queue::ALL,
+        memory::ALL,
+        vmm_itself::ALL,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 fn main() -> ExitCode {

@@ -194,14 +194,7 @@ pub const ALL: &[Scenario] = &[
             let cgroup = stage.cgroup();
             cgroup.write("memory.max", &LIMIT_BYTES.to_string());
         },
-        fault: |stage| {
-            let end = Instant::now() + PATIENCE;
-            while stage.is_alive() {
-                assert!(Instant::now() < end, "the VMM outlives its memory");
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Fault::now()
-        },
+        fault: |stage| Fault::since(stage.ended()),
         threshold: Duration::ZERO,
         evidence: |found| {
             let kills = found.stage.cgroup().number("memory.events", "oom_kill");

@@ -50,7 +50,14 @@ impl Stage {
     /// takes time from a guest that has one CPU with us.
     pub fn new(look_every: Duration) -> Stage {
         let started = Instant::now();
-        let arguments = ["--api-sock", "SCRATCH/api.sock", "--id", ID];
+        let arguments = [
+            "--api-sock",
+            "SCRATCH/api.sock",
+            "--id",
+            ID,
+            // What is left of a guest that reset itself is looked at, too.
+            "--keep-blackbox",
+        ];
         let daemon = Daemon::with(Scratch::new(), &arguments);
         daemon.await_path("api.sock");
         let machine = json!({"vcpu_count": 1, "mem_size_mib": 256});
@@ -158,6 +165,30 @@ impl Stage {
         self.events.lock().unwrap().clone()
     }
 
+    /// When the process had ended; waits for that.
+    pub fn ended(&self) -> Instant {
+        let end = Instant::now() + PATIENCE;
+        while self.is_alive() {
+            assert!(Instant::now() < end, "the VMM goes on");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Instant::now()
+    }
+
+    /// All lines of the console.
+    pub fn said(&self) -> Vec<String> {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().map(|(_, line)| line.clone()).collect()
+    }
+
+    /// The number of the console's line with `words`, behind them, in hexadecimal digits.
+    pub fn address(&self, words: &str) -> u64 {
+        let (_, line) = self.heard(words);
+        let (_, rest) = line.split_once(words).unwrap();
+        let digits = rest.split_whitespace().next().unwrap_or_default();
+        u64::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("no address in {line:?}"))
+    }
+
     /// What stands now; `None` when nobody answers.
     pub fn asked(&self) -> Option<Vec<Value>> {
         let mut stream = UnixStream::connect(self.daemon.scratch.path("api.sock")).ok()?;
@@ -186,6 +217,12 @@ impl Stage {
     /// Gives the guest so many MiB of memory, before its boot.
     pub fn memory(&self, mib: u32) {
         let machine = json!({"vcpu_count": 1, "mem_size_mib": mib});
+        self.daemon.put("/machine-config", &machine);
+    }
+
+    /// Gives the guest so many vCPUs, before its boot.
+    pub fn vcpus(&self, count: u32) {
+        let machine = json!({"vcpu_count": count, "mem_size_mib": 256});
         self.daemon.put("/machine-config", &machine);
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use vmm::observe::verdict::{Code, Severity};
 
 use crate::hold::{Ahead, Stopped};
-use crate::scenario::{Fault, Guest, Place, Scenario, Seen, USUAL, between};
+use crate::scenario::{Checked, Fault, Guest, Place, Scenario, Seen, USUAL, between};
 
 pub const ALL: &[Scenario] = &[
     Scenario {
@@ -100,6 +100,37 @@ pub const ALL: &[Scenario] = &[
                 ms(stage.started),
                 source,
             )
+        },
+        end: None,
+        seen: Seen::PostMortem,
+        ..USUAL
+    },
+    Scenario {
+        name: "vm-failed",
+        code: Code::VmFailed,
+        subject: "vm",
+        severity: Severity::Error,
+        guest: Guest::Zoo("print=ready rest=1000000"),
+        setup: |stage| stage.drive("disk"),
+        fault: |stage| {
+            // The machine's stop waits for the thread, and not for ever.
+            let held = Stopped::thread(stage.thread("io-disk"));
+            stage.daemon.signal("TERM");
+            Fault {
+                from: stage.ended(),
+                ..Fault::held(held)
+            }
+        },
+        threshold: Duration::ZERO,
+        evidence: |found| {
+            let words = found.words("failure");
+            assert!(words.contains("io-disk"), "{words}");
+            let log = found.stage.daemon.text("stderr");
+            assert!(log.contains("io-disk"), "{log}");
+            Checked {
+                told: words.to_owned(),
+                source: "io-disk is the thread that the test stopped".to_owned(),
+            }
         },
         end: None,
         seen: Seen::PostMortem,
