@@ -9,6 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 use vmm::observe::clock::monotonic_ns;
 use vmm::observe::reader::{Reader, Snapshot};
+use vmm::observe::verdict::{Code, Observation, Thresholds, diagnose};
 
 use crate::daemon::{Daemon, program};
 use crate::harness::cgroup::Cgroup;
@@ -130,6 +131,13 @@ done >> /run/more
         daemon.text("stdout")
     );
     has(&text, &["\nCgroup memory: 1", "limit 192.0 MiB"]);
+    // What killed it is found, and stands before that it died.
+    let verdicts = diagnose(None, &Observation::of(&seen), &Thresholds::default());
+    let codes: Vec<Code> = verdicts.iter().map(|verdict| verdict.code).collect();
+    assert_eq!(codes, [Code::VmmOomKilled, Code::VmmDied], "{verdicts:#?}");
+    let cause = verdicts[1].consequence_of.as_ref().map(|(code, _)| *code);
+    assert_eq!(cause, Some(Code::VmmOomKilled));
+    println!("{}", verdicts[0].summary);
     for line in text
         .lines()
         .take(4)

@@ -189,9 +189,8 @@ pub const ALL: &[Scenario] = &[
         guest: Guest::Linux("6.12", FILLS),
         setup: |stage| {
             stage.memory(512);
-            // A little, so that the limit is met for a while before it kills.
-            stage.keep(Swap::new(32, 0));
             let cgroup = stage.cgroup();
+            cgroup.without_swap();
             cgroup.write("memory.max", &LIMIT_BYTES.to_string());
         },
         fault: |stage| Fault::since(stage.ended()),

@@ -2,6 +2,7 @@
 //! silent where one of its signals is missing.
 
 mod console;
+mod death;
 mod idle;
 mod memory;
 mod process;

@@ -1,4 +1,4 @@
-//! The VMM itself: threads that do not move, and how it ended.
+//! The VMM itself: threads that do not move, and how it ended, if it says so.
 
 use super::{Look, is_stopped, seconds};
 use crate::heartbeat::Activity;
@@ -12,7 +12,7 @@ pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     failed(look, verdicts);
     clock_jump(look, verdicts);
     if look.now.writer_alive == Some(false) {
-        died(look, verdicts);
+        super::death::judge(look, verdicts);
     } else if look.is_running() {
         stuck(look, verdicts);
         silent(look, verdicts);
@@ -228,44 +228,4 @@ fn motionless(
         Some(state) => verdict.text("state", state.value.to_string()),
         None => verdict,
     })
-}
-
-/// Gone without a word.
-fn died(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
-    if look.now.has_ended {
-        return;
-    }
-    let at = look.now.at_ns;
-    let vmm = || Subject::whole("vmm");
-    let lived = at.saturating_sub(look.now.created_ns);
-    let summary = format!(
-        "the VMM died without an orderly end, after {}",
-        seconds(lived)
-    );
-    let died = Verdict::new(Code::VmmDied, vmm(), at, summary)
-        .number("lived_ns", lived)
-        .number("pid", look.now.pid);
-    if let Some(cgroup) = &look.now.cgroup
-        && let Some(max) = cgroup.max_bytes.filter(|max| *max > 0)
-    {
-        let needed = cgroup
-            .current_bytes
-            .saturating_sub(cgroup.reclaimable_bytes);
-        let share = needed as f64 / max as f64;
-        if share >= look.limits.oom_share && cgroup.max_events > 0 {
-            let summary = format!(
-                "when the VMM died its cgroup was at its memory limit of {} MiB",
-                max >> 20
-            );
-            let killed = Verdict::new(Code::VmmOomKilled, vmm(), at, summary);
-            verdicts.push(
-                killed
-                    .number("current_bytes", cgroup.current_bytes)
-                    .number("max_bytes", max)
-                    .number("limit_met", cgroup.max_events)
-                    .number("oom_kills", cgroup.oom_kills),
-            );
-        }
-    }
-    verdicts.push(died);
 }

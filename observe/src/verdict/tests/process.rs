@@ -1,6 +1,7 @@
 //! The VMM: threads, how it ended, and what is no fault.
 
 use super::*;
+use crate::verdict::observation::CgroupSeen;
 
 #[test]
 fn a_killed_vmm_is_told_and_so_is_what_killed_it() {
@@ -24,6 +25,87 @@ fn a_killed_vmm_is_told_and_so_is_what_killed_it() {
     let cause = (Code::VmmOomKilled, Subject::whole("vmm"));
     assert_eq!(verdicts[1].consequence_of, Some(cause));
     assert_eq!(health(&verdicts), 50);
+}
+
+/// What is said of a VMM that is gone, whose cgroup needed so many MiB at its last samples, one a
+/// second, and had a limit of 1000 MiB.
+fn dead_of(needed_mib: &[u64], change: impl Fn(&mut Observation)) -> Vec<&'static str> {
+    let world = World::new();
+    world.sampled(S);
+    let mut seen = world.seen(2 * S);
+    seen.writer_alive = Some(false);
+    let last = *needed_mib.last().unwrap();
+    seen.cgroup = Some(CgroupSeen {
+        current_bytes: last << 20,
+        max_bytes: Some(1000 << 20),
+        ..seen.cgroup.unwrap()
+    });
+    let samples = (0..).map(|at| at * S).zip(needed_mib);
+    seen.memory.needed = samples.map(|(at, mib)| (at, mib << 20)).collect();
+    seen.memory.untouched_bytes = Some(2000 << 20);
+    change(&mut seen);
+    codes(&diagnose(None, &seen, &Thresholds::default()))
+}
+
+const KILLED: [&str; 2] = ["vmm-oom-killed", "vmm-died"];
+
+#[test]
+fn a_vmm_that_died_just_before_its_limit_while_it_grew_was_killed_for_it() {
+    assert_eq!(dead_of(&[800, 850, 900, 950], |_| ()), KILLED);
+    // In bursts; fast; slowly, near the limit.
+    assert_eq!(dead_of(&[700, 850, 900, 900], |_| ()), KILLED);
+    assert_eq!(dead_of(&[300, 500, 800], |_| ()), KILLED);
+    assert_eq!(dead_of(&[962, 964, 966, 968], |_| ()), KILLED);
+    // At the limit it has grown no more, and has met it.
+    let met = |seen: &mut Observation| {
+        let cgroup = seen.cgroup.as_mut().unwrap();
+        cgroup.oom_events = 1;
+    };
+    assert_eq!(dead_of(&[990, 990, 990], met), KILLED);
+}
+
+#[test]
+fn a_vmm_that_was_ended_by_somebody_was_not_killed_for_want_of_memory() {
+    let died = ["vmm-died"];
+    // Half full: level, growing, growing fast.
+    assert_eq!(dead_of(&[500; 5], |_| ()), died);
+    assert_eq!(dead_of(&[400, 420, 440, 460, 480, 500], |_| ()), died);
+    assert_eq!(dead_of(&[0, 200, 400, 600], |_| ()), died);
+    // Nearly full: level, shrinking, growing slowly; grown long ago.
+    assert_eq!(dead_of(&[950; 5], |_| ()), died);
+    assert_eq!(dead_of(&[960, 950, 940], |_| ()), died);
+    assert_eq!(dead_of(&[930, 935, 940], |_| ()), died);
+    assert_eq!(dead_of(&[500, 900, 900, 900, 900], |_| ()), died);
+    // Full, and nobody met the limit; a limit that was met long ago, when it was fuller.
+    assert_eq!(dead_of(&[990; 5], |_| ()), died);
+    let met = |seen: &mut Observation| {
+        let cgroup = seen.cgroup.as_mut().unwrap();
+        (cgroup.max_events, cgroup.oom_events, cgroup.oom_kills) = (9, 1, 1);
+    };
+    assert_eq!(dead_of(&[500; 5], met), died);
+    // There was swap left; the guest had all its memory; there is no limit, or no sample.
+    let grows = [800, 850, 900, 950];
+    assert_eq!(
+        dead_of(&grows, |seen| seen.memory.swap_left_bytes = 1 << 30),
+        died
+    );
+    assert_eq!(
+        dead_of(&[990; 5], |seen| {
+            met(seen);
+            seen.memory.swap_left_bytes = 1 << 30;
+        }),
+        died
+    );
+    assert_eq!(
+        dead_of(&grows, |seen| seen.memory.untouched_bytes = Some(4 << 20)),
+        died
+    );
+    assert_eq!(
+        dead_of(&grows, |seen| seen.cgroup.as_mut().unwrap().max_bytes =
+            None),
+        died
+    );
+    assert_eq!(dead_of(&grows, |seen| seen.memory.needed.clear()), died);
 }
 
 #[test]
