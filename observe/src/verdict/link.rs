@@ -46,12 +46,9 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
                 || matches!(effect.code, GuestIdle)
         }
         QueueDeviceStall | DriveError | QueueBroken => matches!(effect.code, GuestIdle),
-        // What waits for an answer of a vCPU that gives none spins, or halts for good.
-        VcpuSpinIrqsOff | VcpuDeadHalt
-            if matches!(effect.code, VcpuSpin) && cause.subject != effect.subject =>
-        {
-            true
-        }
+        // What waits for an answer of a vCPU that gives none spins, and the guest's kernel says so.
+        // Of the same vCPU it is its kernel's word for the same: a look finds one or the other.
+        VcpuSpinIrqsOff | VcpuDeadHalt if matches!(effect.code, VcpuSpin) => true,
         VcpuDeadHalt => matches!(
             effect.code,
             QueueGuestNotReaping | QueueLostKick | GuestIdle

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::sight::{Suspicion, mp_state};
+use crate::verdict::observation::MessageSeen;
 
 /// What is cut away of a finding, in words, and how.
 type Cut<T> = (&'static str, fn(&T));
@@ -345,5 +346,25 @@ fn who_waits_for_a_stuck_vcpu_is_its_consequence() {
     assert_eq!(codes(&verdicts), ["vcpu-spin-irqs-off", "vcpu-spin"]);
     let cause = (Code::VcpuSpinIrqsOff, Subject::vcpu(0));
     assert_eq!(verdicts[1].consequence_of, Some(cause));
+    assert_eq!(health(&verdicts), 50);
+}
+
+#[test]
+fn what_the_guests_kernel_says_of_a_stuck_vcpu_is_its_consequence() {
+    let world = World::new();
+    deaf(&world);
+    world.sampled(11 * S);
+    let mut now = world.seen(11 * S);
+    now.messages.push(MessageSeen {
+        kind: "rcu_stall".to_owned(),
+        count: 1,
+        last_ns: now.at_ns,
+        line: "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:".to_owned(),
+        next: "rcu: \t0-...0: (1 GPs behind)".to_owned(),
+    });
+    let verdicts = diagnose(None, &now, &Thresholds::default());
+    assert_eq!(codes(&verdicts), ["vcpu-spin-irqs-off", "vcpu-spin"]);
+    assert_eq!(verdicts[1].subject, Subject::vcpu(0));
+    assert_eq!(verdicts[1].consequence_of, Some(verdicts[0].key()));
     assert_eq!(health(&verdicts), 50);
 }
