@@ -189,9 +189,11 @@ impl Stage {
         u64::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("no address in {line:?}"))
     }
 
-    /// What stands now; `None` when nobody answers.
+    /// What stands now; `None` when nobody answers within 10 s.
     pub fn asked(&self) -> Option<Vec<Value>> {
         let mut stream = UnixStream::connect(self.daemon.scratch.path("api.sock")).ok()?;
+        let limit = Some(Duration::from_secs(10));
+        stream.set_read_timeout(limit).ok()?;
         let request = "GET /observe/health HTTP/1.1\r\nConnection: close\r\n\r\n";
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();

@@ -12,7 +12,7 @@ use crate::images::{self, Set};
 use crate::lab::End;
 use crate::program::say;
 use crate::suite::{Built, build, kvm_opens, prepare_tools, run_here, run_in_lab};
-use table::Table;
+use table::{HEAD, HEALTHY_HEAD, Table};
 
 /// `cargo xtask scenarios`
 #[derive(clap::Args)]
@@ -36,6 +36,8 @@ pub struct ScenariosArgs {
 /// Machines start, and guests boot in an emulated one.
 const HERE_LIMIT: Duration = Duration::from_secs(900);
 const LAB_LIMIT: Duration = Duration::from_secs(2700);
+/// A minute for each of the healthy guests, and some more.
+const HEALTHY_LIMIT: Duration = Duration::from_secs(1500);
 
 /// Builds, plays, prints the table; fails when a scenario failed.
 pub fn main(args: &ScenariosArgs) -> Result<()> {
@@ -63,7 +65,8 @@ pub fn main(args: &ScenariosArgs) -> Result<()> {
         let mut known = known.iter();
         known.any(|(name, there)| there == place && asked(name))
     };
-    let mut table = Table::new(std::io::stdout());
+    let head = if args.healthy { HEALTHY_HEAD } else { HEAD };
+    let mut table = Table::new(head, std::io::stdout());
     let mut ends = Vec::new();
     if !args.healthy && wanted("Here") {
         ends.push(play(args, &built, "--here", !kvm_opens(), &mut table));
@@ -130,8 +133,13 @@ fn play(
         return run_here(built, &images, &words, HERE_LIMIT, table);
     }
     say("scenarios", "in the lab ...");
+    let limit = if args.healthy {
+        HEALTHY_LIMIT
+    } else {
+        LAB_LIMIT
+    };
     let size = |job: &mut crate::lab::Job| {
-        job.timeout = LAB_LIMIT;
+        job.timeout = limit;
         job.cpus = 1;
     };
     run_in_lab(built, &images, &words, size, table)
