@@ -525,7 +525,7 @@ fn a_verdict_is_raised_once_stays_through_a_gap_and_is_cleared_once() {
             });
         }
     };
-    // One look starts it; a gap of a second does not end it.
+    // Two looks start it; a gap of a second does not end it.
     for (second, starved) in [
         (1, false),
         (2, false),
@@ -540,8 +540,28 @@ fn a_verdict_is_raised_once_stays_through_a_gap_and_is_cleared_once() {
     for second in 7..12 {
         step(&mut engine, second, false);
     }
-    assert_eq!(log, ["3 + vcpu-starved", "9 - vcpu-starved"]);
+    assert_eq!(log, ["4 + vcpu-starved", "9 - vcpu-starved"]);
     assert_eq!(engine.standing(), []);
+}
+
+/// As a guest at work was seen on a machine of one CPU, with its own disk's thread and with others.
+#[test]
+fn one_second_without_a_host_cpu_is_a_burst_and_two_are_starving() {
+    let raised = |seconds: std::ops::Range<u64>| {
+        let world = World::new();
+        let mut engine = Engine::default();
+        for second in 1..8 {
+            world.a_second_in_the_guest(second * S);
+            if seconds.contains(&second) {
+                world.task.rows[0].run_delay_ns.add(421_323_043);
+                world.task.rows[IO_ROW].cpu_ns.add(216_729_146);
+            }
+            engine.step(world.seen(second * S), &Thresholds::default());
+        }
+        codes(&engine.standing())
+    };
+    assert!(raised(6..7).is_empty());
+    assert_eq!(raised(6..8), ["vcpu-starved"]);
 }
 
 #[test]

@@ -64,6 +64,8 @@ impl Thresholds {
     pub fn raise_ns_of(&self, code: Code) -> u64 {
         match code {
             Code::GuestIdle => self.idle_ns,
+            // A look says it of the second before, which a burst can fill: it takes two in a row.
+            Code::VcpuStarved => self.raise_ns.saturating_mul(3) / 2,
             _ => self.raise_ns,
         }
     }
