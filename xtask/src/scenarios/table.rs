@@ -153,4 +153,18 @@ mod tests {
         let passed = String::from_utf8(table.through).unwrap_or_default();
         assert_eq!(passed, "noise\nscenarios: a: pass\n");
     }
+
+    #[test]
+    fn healthy_guests_have_columns_of_their_own() {
+        let mut table = Table::new(HEALTHY_HEAD, Vec::new());
+        let row = b"row\tidle\t6.12\t60\t59\tnone\tpass, 1 boots\r\n";
+        assert!(table.write_all(row).is_ok());
+        let text = table.text();
+        let head = "\nguest  kernel  seconds  looks  worst verdict  result\n";
+        assert!(text.contains(head), "{text}");
+        assert!(
+            text.contains("\nidle   6.12    60       59     none "),
+            "{text}"
+        );
+    }
 }
