@@ -21,6 +21,8 @@ macro_rules! stuck_in {
             " &\n",
             "while [ ! -d /sys/module/vitrine_stuck ]; do sleep 0.05; done\n",
             "echo loaded\n",
+            // It takes long, and the host may have one CPU.
+            "sleep 10\n",
             "grep -wE 'vitrine_spin|vitrine_spin_irqs_off' /proc/kallsyms\n",
             "echo told\n",
             "sleep 10000\n",
