@@ -90,13 +90,15 @@ fn judged(seen: &[Observation], limits: &Thresholds) -> BTreeSet<Key> {
 }
 
 /// What may be said instead when a signal is missing: less, and still true.
-const WEAKER: [(&str, &str); 3] = [
+const WEAKER: [(&str, &str); 4] = [
     // Without the cgroup nothing tells who took the CPU.
     ("vcpu-throttled", "vcpu-starved"),
     // Without the cgroup nothing tells of what it died.
     ("vmm-oom-killed", "vmm-died"),
     // Without the devices nothing tells which drive the guest's kernel means: of the VM as a whole.
     ("drive-error", "drive-error"),
+    // Without the scheduler a guest that leaks, and sleeps in between, looks idle: no fault.
+    ("vmm-oom-risk", "guest-idle"),
 ];
 
 #[test]
