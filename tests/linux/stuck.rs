@@ -42,13 +42,17 @@ insmod /vitrine_stuck.ko how={how}
     guest
 }
 
-/// Waits for the verdict; gives it and how many rounds it took from now on.
+/// Waits for the verdict with a function; gives it and how many rounds it took from now on. The
+/// guest's kernel may complain first, on a machine so slow that looks often meet an interrupt.
 fn await_verdict(guest: &Guest, wanted: Code) -> (Verdict, u64) {
     let (first, end) = (rounds(guest), Instant::now() + PATIENCE);
     loop {
         let standing = guest.vm.standing();
-        let found = standing.verdicts.iter().find(|one| one.code == wanted);
-        if let Some(found) = found {
+        let is_it = |one: &&Verdict| {
+            let names = |(name, _): &(&str, Fact)| *name == "function";
+            one.code == wanted && one.evidence.iter().any(names)
+        };
+        if let Some(found) = standing.verdicts.iter().find(is_it) {
             return (found.clone(), rounds(guest) - first);
         }
         let late = Instant::now() > end;
@@ -99,7 +103,7 @@ fn a_loop_with_interrupts_off_is_named_in_a_module_and_in_the_kernel() {
             assert!(number(&verdict, "pending_vector") > 0);
             assert!(number(&verdict, "rip") > 0xFFFF_FFFF_8000_0000);
             // The threshold of five seconds, two, and the time of the module's loading.
-            assert!(took <= 10, "{took} rounds");
+            assert!(took <= 20, "{took} rounds");
             assert!(!told(&guest.said(), "BASE").starts_with("ffffffff81000000"));
             guest.stop();
         }
