@@ -42,8 +42,7 @@ insmod /vitrine_stuck.ko how={how}
     guest
 }
 
-/// Waits for the verdict with a function; gives it and how many rounds it took from now on. The
-/// guest's kernel may complain first, on a machine so slow that looks often meet an interrupt.
+/// Waits for the verdict with a function; gives it and how many rounds it took from now on.
 fn await_verdict(guest: &Guest, wanted: Code) -> (Verdict, u64) {
     let (first, end) = (rounds(guest), Instant::now() + PATIENCE);
     loop {
@@ -199,7 +198,8 @@ fn a_guest_at_work_or_idle_is_never_stuck() {
         let looks = seen.number("sight/0", "looks", "");
         let late = seen.number("sight/0", "late", "");
         println!("{version} {work}: {looks} looks, {late} late");
-        assert!(looks <= 20, "{looks}");
+        // Every other round, and up to three of those that meet interrupts.
+        assert!(looks <= 24, "{looks}");
         guest.stop();
     }
 }

@@ -92,6 +92,7 @@ fn ended(end: End) -> Result<()> {
             "a scenario failed (status {status}): see the table"
         )),
         End::TimeUp => fail("time was up; the scenarios were ended"),
+        End::StoodStill => fail("the emulated machine stood still; the scenarios were ended"),
     }
 }
 

@@ -28,6 +28,9 @@ pub const DEADLINE: Duration = Duration::from_millis(100);
 const MOST_LOOKS: usize = 8;
 /// Looks that found the same are enough to know; from then on they are seldom.
 const ENOUGH: u64 = 12;
+/// How long after a look that met an interrupt there is another, in the same round: the watcher wakes
+/// by a timer, as the guest does, and so they may meet round after round.
+const AGAIN: [Duration; 2] = [Duration::from_micros(1300), Duration::from_micros(2900)];
 const S: u64 = 1_000_000_000;
 /// Between two looks, a little less than a round or so many rounds.
 const NEXT_ROUND_NS: u64 = SHORTEST_NS;
@@ -205,11 +208,12 @@ impl Watched {
         }
     }
 
-    fn note(&mut self, found: &Found, at: Ticks, clock: Clock) {
+    /// Whether the look met what is watched, and not an interrupt of that.
+    fn note(&mut self, found: &Found, at: Ticks, clock: Clock) -> bool {
         let is_first = self.last.is_none_or(|last| last.since != self.since);
         let view = &found.view;
-        self.streak.note(view, at, clock);
-        if let Some((place, stack)) = &found.names {
+        let is_met = self.streak.note(view, at, clock);
+        if let Some((place, stack)) = found.names.as_ref().filter(|_| is_met) {
             self.streak.name(place, stack);
         }
         let was_well = match self.suspicion {
@@ -221,6 +225,7 @@ impl Watched {
             }
         };
         self.looked(at, was_well);
+        is_met
     }
 
     fn looked(&mut self, at: Ticks, was_well: bool) {
@@ -299,11 +304,8 @@ impl<E: Eye> Looker<E> {
                 return;
             }
             looks += 1;
-            match self.eye.look(vcpu.vcpu, left, vcpu.wants_names()) {
-                Ok(found) => {
-                    vcpu.note(&found, now(), clock);
-                    self.pauses = 0;
-                }
+            match look_until_met(&mut self.eye, vcpu, end, now, clock) {
+                Ok(()) => self.pauses = 0,
                 Err(missed) => {
                     vcpu.streak.missed(missed == Missed::Refused);
                     if missed == Missed::Late {
@@ -314,6 +316,28 @@ impl<E: Eye> Looker<E> {
                 }
             }
         }
+    }
+}
+
+/// Looks into `vcpu`; again, a little later, if it was found in an interrupt.
+fn look_until_met(
+    eye: &mut impl Eye,
+    vcpu: &mut Watched,
+    end: Instant,
+    now: &dyn Fn() -> Ticks,
+    clock: Clock,
+) -> Result<(), Missed> {
+    let mut again = AGAIN.iter();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let found = eye.look(vcpu.vcpu, left, vcpu.wants_names())?;
+        if vcpu.note(&found, now(), clock) {
+            return Ok(());
+        }
+        let Some(pause) = again.next() else {
+            return Ok(());
+        };
+        std::thread::sleep(*pause);
     }
 }
 

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use super::job::Folder;
 use super::outer::Outer;
+use super::standstill::{Monitor, SILENCE};
 use super::{End, Job, Qemu};
 use crate::error::{Context, Error, Result, fail};
-use crate::program::{find, tail};
+use crate::program::{find, say, tail};
 
 /// The machine is up in seconds; on a host that does much else, in tens of seconds.
 const BOOT: Duration = Duration::from_secs(180);
@@ -23,11 +24,18 @@ const BOOT: Duration = Duration::from_secs(180);
 const OFF: Duration = Duration::from_secs(20);
 const PORTS: [&str; 3] = ["control", "stdout", "stderr"];
 const CONSOLE_LINES: usize = 30;
+/// The emulator's own socket.
+const MONITOR: &str = "monitor";
+/// A machine tells what runs in it within this time, in so many lines.
+const TELL: Duration = Duration::from_secs(10);
+const TOLD_LINES: usize = 150;
 
 /// Word from the machine.
 #[derive(Debug, PartialEq, Eq)]
 enum Word {
     Booted,
+    Pulse,
+    Told,
     Exit(u8),
     Error(String),
     Closed,
@@ -75,11 +83,19 @@ pub fn run(
         return fail("QEMU opened too few ports");
     };
     let (sender, words) = channel();
+    let mut outside = Outside {
+        folder: &folder,
+        control: control
+            .try_clone()
+            .context(|| "a port of the lab".to_owned())?,
+        emulator: machine.0.id(),
+    };
     std::thread::scope(|scope| {
         scope.spawn(|| copy(out_end, stdout));
         scope.spawn(|| copy(err_end, stderr));
         scope.spawn(move || listen(control, &sender));
-        let end = wait(&words, job, started).map_err(|error| explain(&folder, &error));
+        let end =
+            wait(&words, job, started, &mut outside).map_err(|error| explain(&folder, &error));
         if matches!(end, Ok(End::Exit(_))) {
             wait_off(&mut machine);
         }
@@ -132,6 +148,9 @@ fn command(qemu: &Qemu, outer: &Outer, job: &Job, folder: &Folder) -> Command {
     command
         .arg("-serial")
         .arg(format!("file:{}", folder.file("console.log").display()));
+    let monitor = folder.file(MONITOR);
+    let monitor = format!("unix:{},server=on,wait=off", monitor.display());
+    command.args(["-qmp", &monitor]);
     command.args(["-device", "virtio-serial-pci,id=lab"]);
     for (number, port) in (1..).zip(PORTS) {
         let socket = folder.file(port);
@@ -194,23 +213,91 @@ fn listen(control: UnixStream, words: &Sender<Word>) {
 fn parse(line: &str) -> Option<Word> {
     match line.split_once(' ') {
         None if line == "booted" => Some(Word::Booted),
+        None if line == "pulse" => Some(Word::Pulse),
+        None if line == "told" => Some(Word::Told),
         Some(("exit", status)) => status.trim().parse().ok().map(Word::Exit),
         Some(("error", text)) => Some(Word::Error(text.to_owned())),
         _ => None,
     }
 }
 
+/// What may be done for a machine from outside.
+trait Help {
+    /// How long a machine that is well may give no sign of life.
+    fn silence(&self) -> Duration;
+    /// Has the machine tell what runs in it, on its console.
+    fn tell(&mut self);
+    /// It has told.
+    fn told(&mut self);
+    /// It gives no sign of life: tells what can be seen of it, and wakes it.
+    fn wake(&mut self);
+}
+
+struct Outside<'a> {
+    folder: &'a Folder,
+    control: UnixStream,
+    emulator: u32,
+}
+
+impl Outside<'_> {
+    fn monitor(&self) -> Monitor {
+        Monitor {
+            socket: self.folder.file(MONITOR),
+        }
+    }
+}
+
+impl Help for Outside<'_> {
+    fn silence(&self) -> Duration {
+        SILENCE
+    }
+
+    fn tell(&mut self) {
+        let _ = self.control.write_all(b"tell\n");
+    }
+
+    fn told(&mut self) {
+        let console = fs::read(self.folder.file("console.log")).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        say("lab", "time is up; the last lines of its console:");
+        eprintln!("{}", tail(&console, TOLD_LINES));
+    }
+
+    fn wake(&mut self) {
+        say(
+            "lab",
+            format!(
+                "no sign of life of the emulated machine for {} s; what is seen of it:",
+                SILENCE.as_secs()
+            ),
+        );
+        self.monitor().examine(self.emulator);
+        say("lab", "pressing its power button to wake it ...");
+        self.monitor().wake();
+    }
+}
+
 /// Waits for the job's end, or for what comes in its place.
-fn wait(words: &Receiver<Word>, job: &Job, started: Instant) -> Result<End> {
+fn wait(words: &Receiver<Word>, job: &Job, started: Instant, help: &mut impl Help) -> Result<End> {
     let mut booted = false;
+    let mut sign = started;
+    let mut was_woken = false;
     loop {
         let limit = if booted {
             job.timeout
         } else {
             BOOT.min(job.timeout)
         };
-        match words.recv_timeout(limit.saturating_sub(started.elapsed())) {
-            Ok(Word::Booted) => booted = true,
+        let left = limit.saturating_sub(started.elapsed());
+        let silence = if booted { help.silence() } else { limit };
+        match words.recv_timeout(left.min(silence.saturating_sub(sign.elapsed()))) {
+            Ok(word @ (Word::Booted | Word::Pulse | Word::Told)) => {
+                booted |= word == Word::Booted;
+                sign = Instant::now();
+                if std::mem::take(&mut was_woken) {
+                    say("lab", "the emulated machine goes on");
+                }
+            }
             Ok(Word::Exit(status)) => return Ok(End::Exit(status)),
             Ok(Word::Error(text)) => return fail(format!("the emulated machine gave up: {text}")),
             Ok(Word::Closed) | Err(RecvTimeoutError::Disconnected) => {
@@ -221,7 +308,15 @@ fn wait(words: &Receiver<Word>, job: &Job, started: Instant) -> Result<End> {
                 };
                 return fail(format!("the emulated machine died {when}"));
             }
+            Err(RecvTimeoutError::Timeout) if started.elapsed() < limit => {
+                if was_woken {
+                    return Ok(End::StoodStill);
+                }
+                help.wake();
+                (sign, was_woken) = (Instant::now(), true);
+            }
             Err(RecvTimeoutError::Timeout) if booted || job.timeout <= BOOT => {
+                time_is_up(words, help);
                 return Ok(End::TimeUp);
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -230,6 +325,19 @@ fn wait(words: &Receiver<Word>, job: &Job, started: Instant) -> Result<End> {
                     BOOT.as_secs()
                 ));
             }
+        }
+    }
+}
+
+/// Has the machine tell what its job is at.
+fn time_is_up(words: &Receiver<Word>, help: &mut impl Help) {
+    help.tell();
+    let end = Instant::now() + TELL;
+    loop {
+        match words.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(Word::Told) | Err(RecvTimeoutError::Timeout) => return help.told(),
+            Ok(Word::Booted | Word::Pulse) => {}
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
@@ -287,13 +395,55 @@ mod tests {
         assert_eq!(parse("exit many"), None);
     }
 
+    /// Counts what is done.
+    #[derive(Default)]
+    struct Count(Vec<&'static str>);
+
+    impl Help for Count {
+        fn silence(&self) -> Duration {
+            Duration::from_millis(30)
+        }
+
+        fn tell(&mut self) {
+            self.0.push("tell");
+        }
+
+        fn told(&mut self) {
+            self.0.push("told");
+        }
+
+        fn wake(&mut self) {
+            self.0.push("wake");
+        }
+    }
+
     #[test]
-    fn a_silent_machine_is_given_up() {
+    fn a_job_that_takes_too_long_is_given_up_and_its_machine_tells() {
         let (sender, words) = channel();
         let mut job = Job::new(&["true"]);
         job.timeout = Duration::from_millis(20);
-        assert_eq!(wait(&words, &job, Instant::now()).ok(), Some(End::TimeUp));
+        let mut help = Count::default();
+        let _ = sender.send(Word::Booted);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(200));
+                let _ = sender.send(Word::Told);
+            });
+            let end = wait(&words, &job, Instant::now(), &mut help).ok();
+            assert_eq!(end, Some(End::TimeUp));
+        });
+        assert_eq!(help.0, ["tell", "told"]);
         let _ = sender.send(Word::Closed);
-        assert!(wait(&words, &job, Instant::now()).is_err());
+        assert!(wait(&words, &job, Instant::now(), &mut help).is_err());
+    }
+
+    #[test]
+    fn a_machine_that_stands_still_is_woken_once_and_then_given_up() {
+        let (sender, words) = channel();
+        let job = Job::new(&["true"]);
+        let _ = sender.send(Word::Booted);
+        let mut help = Count::default();
+        let end = wait(&words, &job, Instant::now(), &mut help).ok();
+        assert_eq!((end, help.0), (Some(End::StoodStill), vec!["wake"]));
     }
 }

@@ -30,7 +30,7 @@ port() {
 control=$(port lab.control)
 stdout=$(port lab.stdout)
 stderr=$(port lab.stderr)
-exec 9> "$control"
+exec 9<> "$control"
 give_up() { echo "error $*" >&9; poweroff -f; sleep 60; }
 
 mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=512000 hostroot /host ||
@@ -65,6 +65,21 @@ mkfifo /stdout /stderr
 cat /stdout > "$stdout" & first=$!
 cat /stderr > "$stderr" & second=$!
 echo booted >&9
+# So that the host can tell a machine that stands still from a job that takes its time.
+while sleep 5; do echo pulse; done >&9 &
+# What the host asks for when a job takes too long: who waits for what, on the console.
+while read -r word; do
+  [ "$word" = tell ] || continue
+  {
+    echo "lab: what runs:"
+    busybox ps -o pid,ppid,stat,time,args
+    for task in /proc/[0-9]*/task/*; do
+      read -r name < "$task/comm" && read -r where < "$task/wchan" && [ "$where" != 0 ] &&
+        echo "lab: ${task#/proc/} $name waits in $where"
+    done
+  } > /dev/console 2> /dev/null
+  echo told >&9
+done <&9 &
 chroot /host /bin/bash "$job/run" < /dev/null > /stdout 2> /stderr 9>&-
 status=$?
 # What the job left running may hold the pipes open: it has two seconds.

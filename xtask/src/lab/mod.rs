@@ -6,6 +6,7 @@ mod emulator;
 mod job;
 mod outer;
 mod qemu;
+mod standstill;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -89,6 +90,8 @@ pub enum End {
     Exit(u8),
     /// Time was up.
     TimeUp,
+    /// The emulated machine gave no sign of life any more: the emulator's fault, not the job's.
+    StoodStill,
 }
 
 /// Runs a job; its output goes to `stdout` and `stderr` as it comes.
@@ -145,6 +148,10 @@ pub fn main(args: LabArgs) -> ExitCode {
             );
             ExitCode::from(TIME_UP)
         }
+        Ok(End::StoodStill) => {
+            say("lab", "the emulated machine stood still: it was ended");
+            ExitCode::from(LAB_FAILED)
+        }
         Err(error) => {
             say("lab", error.to_string());
             ExitCode::from(LAB_FAILED)
@@ -169,6 +176,10 @@ pub fn run_self(arguments: &[&str], size: impl FnOnce(&mut Job)) -> Result<()> {
         )),
         End::TimeUp => fail(format!(
             "`{}` was not done in {seconds} s",
+            arguments.join(" ")
+        )),
+        End::StoodStill => fail(format!(
+            "the emulated machine stood still during `{}`: start it again",
             arguments.join(" ")
         )),
     }

@@ -6,7 +6,7 @@ mod target;
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::apt;
 use crate::arrows::{self, cargo};
 use crate::error::{Context, Result, fail};
 use crate::images::{self, Set};
-use crate::lab::End;
+use crate::lab::{End, Job};
 use crate::licences;
 use crate::program::say;
 use crate::promtool;
@@ -227,7 +227,7 @@ fn guests(name: &'static str, sets: &[Set], here: bool, filter: Option<&str>) ->
     let end = if here {
         target::run_here(&built, &images, &arguments, limit, &mut tally)
     } else {
-        let size = |job: &mut crate::lab::Job| {
+        let size = |job: &mut Job| {
             job.timeout = limit;
             if linux {
                 // Guests of 5 GiB; and several vCPUs on two emulated CPUs with memory far above
@@ -236,10 +236,56 @@ fn guests(name: &'static str, sets: &[Set], here: bool, filter: Option<&str>) ->
                 job.cpus = 1;
             }
         };
-        target::run_in_lab(&built, &images, &arguments, size, &mut tally)
+        in_lab(&built, &images, &arguments, size, &mut tally, &mut row)
     };
     judge(&mut row, tally, end, name);
     row
+}
+
+/// Machines that stood still before the suite is given up.
+const MOST_STANDSTILLS: usize = 3;
+
+/// Runs a test program in the lab; what is left in another machine if one stands still.
+fn in_lab(
+    built: &Built,
+    images: &Path,
+    arguments: &[String],
+    size: impl Fn(&mut Job),
+    tally: &mut Tally<std::io::Stdout>,
+    row: &mut Row,
+) -> Result<End> {
+    let started = Instant::now();
+    let mut stood = Vec::new();
+    let mut arguments = arguments.to_vec();
+    loop {
+        let size = |job: &mut Job| {
+            size(job);
+            job.timeout = job.timeout.saturating_sub(started.elapsed());
+        };
+        let end = target::run_in_lab(built, images, &arguments, size, tally)?;
+        if end != End::StoodStill {
+            return Ok(end);
+        }
+        let during = tally.interrupt();
+        let name = during.as_deref().unwrap_or("no test");
+        let note = format!("the emulated machine stood still during {name}");
+        if stood.contains(&during) || stood.len() == MOST_STANDSTILLS {
+            return fail(format!("{note}, and not for the first time"));
+        }
+        let left: Vec<String> = target::list(built, &arguments)?
+            .into_iter()
+            .filter(|test| !tally.ended.contains(test))
+            .collect();
+        if left.is_empty() {
+            return Ok(End::Exit(0));
+        }
+        let note = format!("{note}; the {} tests left ran in another one", left.len());
+        say("test", &note);
+        row.notes.push(note);
+        stood.push(during);
+        arguments = vec!["--test-threads=1".to_owned(), "--exact".to_owned()];
+        arguments.extend(left);
+    }
 }
 
 /// Counts what a test program said, and its end when that is bad without a test having failed.
@@ -252,6 +298,7 @@ fn judge(row: &mut Row, mut tally: Tally<std::io::Stdout>, end: Result<End>, wha
         Ok(End::Exit(_)) if told => {}
         Ok(End::Exit(status)) => row.fail(format!("{what}: ended with status {status}")),
         Ok(End::TimeUp) => row.fail(format!("{what}: time was up; it was ended")),
+        Ok(End::StoodStill) => row.fail(format!("{what}: the emulated machine stood still")),
         Err(error) => row.fail(format!("{what}: {error}")),
     }
 }

@@ -24,6 +24,8 @@ pub struct Row {
     pub ignored: u32,
     /// What failed, by name or in words.
     pub problems: Vec<String>,
+    /// What one should know though nothing failed.
+    pub notes: Vec<String>,
 }
 
 impl Row {
@@ -38,6 +40,7 @@ impl Row {
             failed: 0,
             ignored: 0,
             problems: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -87,6 +90,9 @@ pub fn text(rows: &[Row]) -> String {
         ));
     }
     for row in rows {
+        for note in &row.notes {
+            text.push_str(&format!("note: {}: {note}\n", row.suite));
+        }
         for problem in &row.problems {
             text.push_str(&format!("failed: {}: {problem}\n", row.suite));
         }
@@ -131,11 +137,13 @@ mod tests {
         row.passed = 3;
         let mut other = Row::new("zoo", "lab");
         other.fail("no target".to_owned());
+        other.notes.push("started twice".to_owned());
         let text = text(&[row, other]);
         assert!(
             text.lines().any(|line| line == "3 passed, 1 failed"),
             "{text}"
         );
         assert!(text.contains("failed: zoo: no target"));
+        assert!(text.contains("note: zoo: started twice"));
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::arrows::{cargo, metadata};
 use crate::error::{Context, Result, fail};
 use crate::lab::{self, End, Job};
-use crate::program::{find, quoted};
+use crate::program::{self, find, quoted};
 
 /// The profile of what runs in the lab: optimised, with all checks.
 const PROFILE: &str = "lab";
@@ -109,6 +109,13 @@ pub fn run_here(
         env.push(("VITRINE_PROMTOOL", promtool));
     }
     run_limited(&command, &env, limit, out)
+}
+
+/// The names of the tests that these arguments choose.
+pub fn list(built: &Built, arguments: &[String]) -> Result<Vec<String>> {
+    let said = program::text(Command::new(&built.test).args(arguments).arg("--list"))?;
+    let names = said.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.map(str::to_owned).collect())
 }
 
 /// Runs a program to its end or to the time limit; its stdout goes to `out` as it comes.

@@ -8,12 +8,25 @@ use crate::inspect::VcpuView;
 /// Looks whose next instructions are further apart than this are not alike.
 const WINDOW_BYTES: u64 = 4096;
 
+/// So many looks in a row may meet an interrupt without an end to what is alike: two rounds' looks.
+const MOST_INTERRUPTED: u64 = 6;
+
 /// What looks are alike in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Mode {
     ring: u8,
     interrupts_on: bool,
     mp_state: u32,
+}
+
+impl Mode {
+    fn of(view: &VcpuView) -> Self {
+        Mode {
+            ring: view.ring,
+            interrupts_on: view.interrupts_on(),
+            mp_state: view.mp_state,
+        }
+    }
 }
 
 /// Looks that were alike.
@@ -26,6 +39,20 @@ struct Alike {
     first: [u64; 16],
     /// A bit for each register that was not the same once.
     changed: u16,
+    /// Looks since the last that was alike: they met an interrupt's handler.
+    interrupted: u64,
+}
+
+impl Alike {
+    /// Whether `mode` may be an interrupt of the code that is alike.
+    fn may_be_interrupted(&self, mode: Mode) -> bool {
+        let is_handler = Mode {
+            interrupts_on: false,
+            ..self.mode
+        } == mode;
+        let is_kernel = self.mode.ring == 0 && self.mode.interrupts_on;
+        is_handler && is_kernel && self.interrupted < MOST_INTERRUPTED
+    }
 }
 
 /// Looks that all found the same interrupt waiting, in the kernel with interrupts off.
@@ -83,8 +110,13 @@ impl Streak {
         self.looks() >= 2 && !self.has_names
     }
 
-    /// A look.
-    pub fn note(&mut self, view: &VcpuView, at: Ticks, clock: Clock) {
+    /// A look. Whether it says something of the code that is watched: false if it met an interrupt
+    /// of that, and then what was seen before stands.
+    pub fn note(&mut self, view: &VcpuView, at: Ticks, clock: Clock) -> bool {
+        self.block.looks.inc();
+        if self.is_interrupted(view) {
+            return false;
+        }
         self.note_alike(view, at);
         self.note_held(view, at);
         let block = &self.block;
@@ -98,9 +130,16 @@ impl Streak {
             .pending_vector
             .set(view.requested.iter().last().map_or(0, u64::from));
         block.pending_nmi.set(u64::from(view.pending.nmi));
-        block.looks.inc();
         self.write_streaks();
-        self.block.sampled_at.set(at);
+        block.sampled_at.set(at);
+        true
+    }
+
+    fn is_interrupted(&mut self, view: &VcpuView) -> bool {
+        let mode = Mode::of(view);
+        let alike = self.alike.as_mut();
+        let alike = alike.filter(|alike| alike.may_be_interrupted(mode));
+        alike.map(|alike| alike.interrupted += 1).is_some()
     }
 
     /// Where it is and who called that, as the look found that was last noted.
@@ -112,15 +151,12 @@ impl Streak {
 
     fn note_alike(&mut self, view: &VcpuView, at: Ticks) {
         let rip = view.code_address();
-        let mode = Mode {
-            ring: view.ring,
-            interrupts_on: view.interrupts_on(),
-            mp_state: view.mp_state,
-        };
+        let mode = Mode::of(view);
         if let Some(alike) = self.alike.as_mut().filter(|alike| alike.mode == mode) {
             let (low, high) = (alike.low.min(rip), alike.high.max(rip));
             if high - low <= WINDOW_BYTES {
                 alike.looks += 1;
+                alike.interrupted = 0;
                 (alike.low, alike.high) = (low, high);
                 for (bit, (first, now)) in alike.first.iter().zip(view.general).enumerate() {
                     alike.changed |= u16::from(*first != now) << bit;
@@ -137,6 +173,7 @@ impl Streak {
             high: rip,
             first: view.general,
             changed: 0,
+            interrupted: 0,
         });
     }
 

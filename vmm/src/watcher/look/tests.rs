@@ -219,6 +219,58 @@ fn a_spin_is_named_at_the_third_look_and_its_window_is_kept() {
 }
 
 #[test]
+fn a_look_that_meets_an_interrupt_is_repeated_and_ends_nothing() {
+    let spin = |rip| Ok(at(rip, IF, 0));
+    let handler = || Ok(at(0x90_0000, 0, 0));
+    // The third round meets it at the second try, the fourth not at all, the fifth at once.
+    let looks = [
+        spin(0x1000),
+        spin(0x1004),
+        handler(),
+        spin(0x1002),
+        handler(),
+        handler(),
+        handler(),
+        spin(0x1008),
+    ];
+    let mut bench = Bench::new(looks);
+    bench.seconds(4, busy);
+    let sampled_at = bench.gauge("sampled_at");
+    assert_eq!((bench.looks(), bench.gauge("alike")), (4, 3));
+    assert_eq!(bench.text("place"), "spins+0x4/0x20");
+    bench.second(busy);
+    assert_eq!((bench.looks(), bench.gauge("alike")), (7, 3));
+    assert_eq!(bench.gauge("sampled_at"), sampled_at);
+    assert_eq!(
+        (bench.gauge("rip"), bench.gauge("interrupts_on")),
+        (0x1002, 1)
+    );
+    bench.second(busy);
+    assert_eq!(bench.gauge("alike"), 4);
+    assert_eq!(
+        (bench.gauge("rip_low"), bench.gauge("rip_high")),
+        (0x1000, 0x1008)
+    );
+}
+
+#[test]
+fn interrupts_without_end_are_no_interrupts_of_a_loop() {
+    let looks = [at(0x1000, IF, 0), at(0x1004, IF, 0)].into_iter();
+    let looks = looks.chain((0..20).map(|_| at(0x90_0000, 0, 0))).map(Ok);
+    let mut bench = Bench::new(looks);
+    bench.seconds(8, busy);
+    assert_eq!(
+        (bench.gauge("rip"), bench.gauge("interrupts_on")),
+        (0x90_0000, 0)
+    );
+    assert!(bench.gauge("alike") >= 2);
+    // What is found with interrupts off from the beginning is looked into once a round.
+    let mut off = Bench::new((0..20).map(|_| Ok(at(0x1000, 0, 0))));
+    off.seconds(6, deaf);
+    assert_eq!((off.looks(), off.gauge("alike")), (5, 5));
+}
+
+#[test]
 fn work_in_the_kernel_or_in_user_space_is_looked_into_every_other_second() {
     let rips = (0..20).map(|look| Ok(at(0x1000 + look * 0x10_0000, IF, 0)));
     let mut kernel = Bench::new(rips);
