@@ -303,7 +303,10 @@ impl VirtioDevice for NetDevice {
     fn interest(&self, _token: u32) -> EventSet {
         let mut interest = EventSet::empty();
         if !self.gone {
-            interest.set(EventSet::IN, !self.receiver.is_starved());
+            // Packets that wait while the guest gives no buffers are no reason to wake, but one who
+            // deletes the tap is: the kernel tells it as if a packet had come, so once for each.
+            interest |= EventSet::IN;
+            interest.set(EventSet::EDGE_TRIGGERED, self.receiver.is_starved());
             interest.set(EventSet::OUT, self.sender.is_stalled());
         }
         interest
