@@ -76,8 +76,8 @@ macro_rules! codes {
 
 codes! {
     VcpuDeadHalt, "vcpu-dead-halt", Error,
-        "Halted, and nothing can wake it.",
-        "The guest has stopped itself: look at its console and at its last exits, and reset or restart it.";
+        "Halted with interrupts off: nothing can wake it, or only another vCPU.",
+        "The guest has stopped itself: look at its console and at its last exits, and reset or restart it. Where it waits for a lock, look at what the other vCPUs do.";
     VcpuSpinIrqsOff, "vcpu-spin-irqs-off", Error,
         "Runs without end and takes no interrupts.",
         "A kernel function of the guest loops with interrupts off: send it an NMI (POST /observe/nmi) for the stacks on its console, then restart it.";

@@ -5,6 +5,9 @@ use super::{Code, Subject, Verdict};
 /// The evidence of a VMM that does not beat.
 pub(super) const SILENCE: &str = "silent_ns";
 
+/// The evidence of a vCPU that waits for another one.
+pub(super) const WAITS_FOR: &str = "waits_for";
+
 /// Whether `cause` explains `effect`, where both hold at once.
 fn explains(cause: &Verdict, effect: &Verdict) -> bool {
     use Code::{
@@ -25,6 +28,22 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
             | QueueRxStarved
             | VmmThreadStuck
     );
+    // What it waits for is held by another one, which does not go on.
+    if effect.code == VcpuDeadHalt && has(effect, WAITS_FOR) {
+        let holds_up = matches!(
+            cause.code,
+            VcpuSpinIrqsOff
+                | VcpuSpin
+                | VcpuStarved
+                | VcpuThrottled
+                | VcpuInHandler
+                | VcpuHostFault
+                | VcpuDeadHalt
+        );
+        if holds_up && !has(cause, WAITS_FOR) && cause.subject != effect.subject {
+            return true;
+        }
+    }
     match cause.code {
         // Nothing else matters of a guest that is paused or gone.
         Paused => guest_stands,
@@ -48,7 +67,8 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
         QueueDeviceStall | DriveError | QueueBroken => matches!(effect.code, GuestIdle),
         // What waits for an answer of a vCPU that gives none spins, and the guest's kernel says so.
         // Of the same vCPU it is its kernel's word for the same: a look finds one or the other.
-        VcpuSpinIrqsOff | VcpuDeadHalt if matches!(effect.code, VcpuSpin) => true,
+        VcpuSpinIrqsOff if matches!(effect.code, VcpuSpin) => true,
+        VcpuDeadHalt if matches!(effect.code, VcpuSpin) && !has(cause, WAITS_FOR) => true,
         VcpuDeadHalt => matches!(
             effect.code,
             QueueGuestNotReaping | QueueLostKick | GuestIdle
@@ -65,8 +85,12 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
 /// when a process is stopped waits from then on. The beat comes every second.
 fn is_stopped(cause: &Verdict, effect: &Verdict) -> bool {
     const NEAR_NS: u64 = 2_000_000_000;
-    let is_silence = cause.evidence.iter().any(|(name, _)| *name == SILENCE);
-    is_silence && cause.since_ns.abs_diff(effect.since_ns) <= NEAR_NS
+    has(cause, SILENCE) && cause.since_ns.abs_diff(effect.since_ns) <= NEAR_NS
+}
+
+fn has(verdict: &Verdict, evidence: &str) -> bool {
+    let mut all = verdict.evidence.iter();
+    all.any(|(name, _)| *name == evidence)
 }
 
 /// The name of the device in `device/NAME/queue/0` and in `thread/io-NAME`.

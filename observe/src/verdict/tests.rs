@@ -1,4 +1,5 @@
 mod console;
+mod locks;
 mod memory;
 mod process;
 mod stuck;

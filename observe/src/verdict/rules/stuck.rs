@@ -3,6 +3,7 @@
 
 use super::{Look, seconds};
 use crate::sight::{Suspicion, mp_state};
+use crate::verdict::link::WAITS_FOR;
 use crate::verdict::observation::{SightSeen, VcpuSeen};
 use crate::verdict::{Code, Severity, Subject, Verdict};
 
@@ -30,13 +31,14 @@ pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     }
     // Without a name, one of several may have been switched off by its guest.
     let all_are = dead.len() == look.now.vcpus.len();
-    for (verdict, sight) in dead {
-        let is_sure = all_are || !sight.place.is_empty();
-        if is_sure {
-            verdicts.push(verdict);
-        } else if sight.alike.looks >= NAMELESS_LOOKS {
-            verdicts.push(verdict.at(Severity::Warning));
-        }
+    for halt in dead {
+        let severity = match halt.wakes {
+            Wakes::Lock => Some(Severity::Warning),
+            _ if all_are || !halt.sight.place.is_empty() => Some(Severity::Error),
+            _ if halt.sight.alike.looks >= NAMELESS_LOOKS => Some(Severity::Warning),
+            _ => None,
+        };
+        verdicts.extend(severity.map(|severity| halt.verdict(look).at(severity)));
     }
 }
 
@@ -53,32 +55,101 @@ pub(super) fn seen<'a>(
     (is_meant && is_of_it && is_fresh).then_some(sight)
 }
 
+/// A vCPU that is halted with interrupts off.
+struct DeadHalt<'a> {
+    vcpu: &'a VcpuSeen,
+    sight: &'a SightSeen,
+    wakes: Wakes,
+}
+
+/// Who can wake it.
+enum Wakes {
+    /// Nobody: it is alone, or no other vCPU runs.
+    Nobody,
+    /// Another vCPU, by an NMI or KVM's kick, if it means to.
+    OtherVcpu,
+    /// Another vCPU, when it gives back the lock for which this one waits.
+    Lock,
+}
+
 /// Halted with interrupts off. With interrupts on, any device may end the halt: that is idle.
-fn dead_halt<'a>(look: &Look<'_>, vcpu: &'a VcpuSeen) -> Option<(Verdict, &'a SightSeen)> {
+fn dead_halt<'a>(look: &Look<'_>, vcpu: &'a VcpuSeen) -> Option<DeadHalt<'a>> {
     let sight = seen(look, vcpu, &[Suspicion::Halted])?;
     let is_blocking = vcpu.kvm.as_ref()?.value.is_blocking;
     let is_halted = is_blocking && sight.mp_state == mp_state::HALTED;
-    let age = look.age(sight.suspected_since_ns);
     let can_wake = sight.interrupts_on || sight.pending_nmi;
-    if !is_halted || can_wake || age < look.limits.dead_halt_ns {
-        return None;
-    }
     // A CPU that Linux has switched off: a startup IPI wakes it.
-    if sight.is_in("play_dead") || sight.is_in("arch_cpu_idle_dead") {
+    let is_off = sight.is_in("play_dead") || sight.is_in("arch_cpu_idle_dead");
+    if !is_halted || can_wake || is_off {
         return None;
     }
-    let summary = format!(
-        "vCPU {} has been halted{} with interrupts off for {}: nothing can wake it",
-        vcpu.index,
-        sight.at_place(),
-        seconds(age)
-    );
-    let subject = Subject::vcpu(vcpu.index);
-    let since_ns = sight.suspected_since_ns;
-    let verdict = Verdict::new(Code::VcpuDeadHalt, subject, since_ns, summary);
-    let verdict = verdict.number("halted_ns", age);
-    let verdict = with_sight(verdict, sight).number("timer_armed", u64::from(sight.timer_armed));
-    Some((verdict, sight))
+    let others = || look.now.vcpus.iter().filter(|o| o.index != vcpu.index);
+    let wakes = match others().any(|other| !rests(other)) {
+        false => Wakes::Nobody,
+        true if waits_for_lock(sight) => Wakes::Lock,
+        true => Wakes::OtherVcpu,
+    };
+    let limits = look.limits;
+    let limit_ns = match wakes {
+        // A lock may be held for a while, by a vCPU that the host lets wait, too.
+        Wakes::Lock => limits.dead_halt_ns.saturating_add(limits.spin_ns),
+        Wakes::Nobody | Wakes::OtherVcpu => limits.dead_halt_ns,
+    };
+    let is_long = look.age(sight.suspected_since_ns) >= limit_ns;
+    is_long.then_some(DeadHalt { vcpu, sight, wakes })
+}
+
+impl DeadHalt<'_> {
+    fn verdict(&self, look: &Look<'_>) -> Verdict {
+        let DeadHalt { vcpu, sight, wakes } = self;
+        let since_ns = sight.suspected_since_ns;
+        let age = look.age(since_ns);
+        let says = match (wakes, waits_for_lock(sight)) {
+            (Wakes::Lock, _) => "it waits for a lock which another vCPU holds",
+            (Wakes::Nobody, true) => {
+                "it waits for a lock, and no vCPU runs that could give it back"
+            }
+            (Wakes::Nobody, false) => "nothing can wake it",
+            (Wakes::OtherVcpu, _) => "no device can wake it",
+        };
+        let summary = format!(
+            "vCPU {} has been halted{} with interrupts off for {}: {says}",
+            vcpu.index,
+            sight.at_place(),
+            seconds(age)
+        );
+        let subject = Subject::vcpu(vcpu.index);
+        let verdict = Verdict::new(Code::VcpuDeadHalt, subject, since_ns, summary);
+        let verdict = with_sight(verdict.number("halted_ns", age), sight);
+        let verdict = verdict.number("timer_armed", u64::from(sight.timer_armed));
+        match wakes {
+            Wakes::Lock => verdict.text(WAITS_FOR, "a lock"),
+            Wakes::Nobody | Wakes::OtherVcpu => verdict,
+        }
+    }
+}
+
+/// A Linux that waits for a lock, halted: who gives the lock back kicks it.
+fn waits_for_lock(sight: &SightSeen) -> bool {
+    const WAITS: [&str; 4] = [
+        "kvm_wait+",
+        "pv_queued_spin_lock_slowpath",
+        "pv_wait_head_or_lock",
+        "pv_wait_node",
+    ];
+    WAITS.iter().any(|name| sight.is_in(name))
+}
+
+/// Whether a vCPU did nothing in the last second and is at rest now. Where nothing tells, it may
+/// have run.
+fn rests(vcpu: &VcpuSeen) -> bool {
+    let is_blocking = vcpu.kvm.is_some_and(|kvm| kvm.value.is_blocking);
+    let suspicion = vcpu.sight.as_ref().map(|sight| sight.suspicion);
+    match suspicion {
+        Some(Suspicion::Halted) => is_blocking,
+        Some(Suspicion::NotStarted) => true,
+        _ => false,
+    }
 }
 
 /// In the kernel with interrupts off, for long, in a small loop or while an interrupt waits.

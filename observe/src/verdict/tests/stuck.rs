@@ -9,7 +9,7 @@ type Cut<T> = (&'static str, fn(&T));
 type ChangeOf = fn(&mut Observation);
 
 /// What the watcher found of a vCPU that has been halted with interrupts off since 8 s.
-fn dead(world: &World) {
+pub(super) fn dead(world: &World) {
     world.kvm.level[0].set(1);
     world.sight.suspicion.set(Suspicion::Halted as u64);
     world.sight.suspected_since.set(world.ticks(8 * S));
