@@ -65,6 +65,8 @@ fn is_about(kind: &str, line: &str) -> bool {
         "panic" => has("Kernel panic - not syncing"),
         "oops" => OOPSES.iter().any(|words| has(words)) && !has("lockup"),
         "soft_lockup" => has("BUG: soft lockup - "),
+        "hard_lockup" => has("hard LOCKUP on cpu "),
+        "workqueue_lockup" => has("BUG: workqueue lockup - "),
         "rcu_stall" => has("INFO: rcu_") && has("stall"),
         "hung_task" => has("INFO: task ") && has(" for more than "),
         "oom_kill" => has("ut of memory: Kill"),

@@ -5,19 +5,45 @@ use super::Look;
 use crate::verdict::observation::MessageSeen;
 use crate::verdict::{Code, Severity, Subject, Verdict};
 
-/// Messages of a CPU or a task that does not go on: the name of their number, and what they say.
-const STUCK: [(&str, &str, &str); 3] = [
-    (
+/// A message of a CPU or a task that does not go on.
+struct Stuck {
+    kind: &'static str,
+    /// The name of its number.
+    count: &'static str,
+    code: Code,
+    says: &'static str,
+}
+
+const fn stuck_message(kind: &'static str, count: &'static str, says: &'static str) -> Stuck {
+    Stuck {
+        kind,
+        count,
+        code: Code::VcpuSpin,
+        says,
+    }
+}
+
+const STUCK: [Stuck; 5] = [
+    Stuck {
+        code: Code::VcpuSpinIrqsOff,
+        ..stuck_message("hard_lockup", "hard_lockups", "a CPU takes no interrupts")
+    },
+    stuck_message(
         "soft_lockup",
         "soft_lockups",
         "a CPU does not let others run",
     ),
-    (
+    stuck_message(
+        "workqueue_lockup",
+        "workqueue_lockups",
+        "a CPU does not come to the work that waits for it (workqueue)",
+    ),
+    stuck_message(
         "rcu_stall",
         "rcu_stalls",
         "a CPU or a task holds up the others (RCU)",
     ),
-    ("hung_task", "hung_tasks", "a task waits without end"),
+    stuck_message("hung_task", "hung_tasks", "a task waits without end"),
 ];
 
 /// Comes after the other rules: what they say too is told once.
@@ -81,9 +107,10 @@ fn panic(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     }
 }
 
+/// As a warning: when what it says began is long ago, and it may be over.
 fn stuck(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
-    for (kind, name, says) in STUCK {
-        let Some(message) = recent(look, kind) else {
+    for about in &STUCK {
+        let Some(message) = recent(look, about.kind) else {
             continue;
         };
         let cpu = cpu(message).filter(|cpu| {
@@ -91,11 +118,12 @@ fn stuck(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
             vcpus.any(|vcpu| vcpu.index == *cpu)
         });
         let subject = cpu.map_or(Subject::whole("vm"), Subject::vcpu);
-        let mut verdict = verdict(Code::VcpuSpin, subject, message, says).at(Severity::Warning);
+        let verdict = verdict(about.code, subject, message, about.says);
+        let mut verdict = verdict.at(Severity::Warning);
         if let Some(cpu) = cpu {
             verdict = verdict.number("cpu", cpu as u64);
         }
-        add(verdict.number(name, message.count), verdicts);
+        add(verdict.number(about.count, message.count), verdicts);
     }
 }
 
@@ -140,6 +168,13 @@ fn cpu(message: &MessageSeen) -> Option<usize> {
     };
     match &*message.kind {
         "soft_lockup" => after(&message.line, "CPU#"),
+        "hard_lockup" => after(&message.line, "LOCKUP on cpu "),
+        // `pool cpus=1 node=0`; a pool of several CPUs has a list there.
+        "workqueue_lockup" => {
+            let (_, rest) = message.line.split_once("pool cpus=")?;
+            let (cpus, _) = rest.split_once(' ')?;
+            cpus.parse().ok()
+        }
         // The line itself, or the next one: `rcu: 1-....: (21000 ticks this GP)`.
         "rcu_stall" => {
             let own = message.line.split_once("CPU").map_or("", |(_, rest)| rest);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::text::TextRing;
 
-const KINDS: [&str; 7] = [
+const KINDS: [&str; 9] = [
     "panic",
     "oops",
     "soft_lockup",
@@ -11,12 +11,14 @@ const KINDS: [&str; 7] = [
     "hung_task",
     "oom_kill",
     "io_error",
+    "hard_lockup",
+    "workqueue_lockup",
 ];
 
 #[repr(C)]
 struct Watch {
-    messages: [Counter; 7],
-    last_at: [Gauge; 7],
+    messages: [Counter; 9],
+    last_at: [Gauge; 9],
     excerpts: TextRing<1024>,
 }
 
@@ -27,8 +29,8 @@ unsafe impl Section for Watch {
     const INSTANCE: &'static [&'static str] = &["console"];
     #[rustfmt::skip]
     const FIELDS: &'static [Field] = &[
-        Field::counter("messages", Unit::None, offset_of!(Watch, messages), "M.").column(7, 8, "message"),
-        Field::gauge("last_at", Unit::Ticks, offset_of!(Watch, last_at), "L.").column(7, 8, "message"),
+        Field::counter("messages", Unit::None, offset_of!(Watch, messages), "M.").column(9, 8, "message"),
+        Field::gauge("last_at", Unit::Ticks, offset_of!(Watch, last_at), "L.").column(9, 8, "message"),
         Field::text::<1024>("excerpts", offset_of!(Watch, excerpts), "E."),
     ];
 }
@@ -159,6 +161,35 @@ fn what_does_not_go_on_is_a_vcpu_where_the_message_names_a_known_one() {
         let verdicts = judged(kind, lines);
         assert_eq!(subjects(&verdicts), [("vcpu-spin", subject)], "{lines}");
         assert_eq!(verdicts[0].severity, Severity::Warning);
+    }
+}
+
+#[test]
+fn a_hard_lockup_is_a_vcpu_without_interrupts_and_a_workqueue_lockup_a_stuck_one() {
+    let hard = "[  30.1] watchdog: Watchdog detected hard LOCKUP on cpu 0\n";
+    let pool =
+        "[  40.2] BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 33s!\n";
+    for (kind, lines, code, count) in [
+        ("hard_lockup", hard, "vcpu-spin-irqs-off", "hard_lockups"),
+        ("workqueue_lockup", pool, "vcpu-spin", "workqueue_lockups"),
+    ] {
+        let verdicts = judged(kind, lines);
+        assert_eq!(subjects(&verdicts), [(code, "vcpu/0")]);
+        // What it says may be over.
+        assert_eq!(verdicts[0].severity, Severity::Warning);
+        assert_eq!(*fact(&verdicts[0], count), Fact::Number(1));
+        let line = Fact::Text(lines.trim().to_owned());
+        assert_eq!(*fact(&verdicts[0], "line"), line);
+    }
+    for (kind, lines) in [
+        ("hard_lockup", "Watchdog detected hard LOCKUP on cpu 7\n"),
+        (
+            "workqueue_lockup",
+            "BUG: workqueue lockup - pool cpus=0-3 flags=0x4 nice=0 stuck for 33s!\n",
+        ),
+        ("workqueue_lockup", "BUG: workqueue lockup - pool cpus=0"),
+    ] {
+        assert_eq!(judged(kind, lines)[0].subject.as_str(), "vm", "{lines}");
     }
 }
 

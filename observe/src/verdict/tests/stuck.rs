@@ -368,3 +368,26 @@ fn what_the_guests_kernel_says_of_a_stuck_vcpu_is_its_consequence() {
     assert_eq!(verdicts[1].consequence_of, Some(verdicts[0].key()));
     assert_eq!(health(&verdicts), 50);
 }
+
+#[test]
+fn a_hard_lockup_is_further_evidence_of_a_loop_that_was_seen() {
+    let world = World::new();
+    deaf(&world);
+    world.sampled(11 * S);
+    let mut now = world.seen(11 * S);
+    let line = "NMI watchdog: Watchdog detected hard LOCKUP on cpu 0";
+    now.messages.push(MessageSeen {
+        kind: "hard_lockup".to_owned(),
+        count: 2,
+        last_ns: now.at_ns,
+        line: line.to_owned(),
+        next: String::new(),
+    });
+    let verdicts = diagnose(None, &now, &Thresholds::default());
+    assert_eq!(codes(&verdicts), ["vcpu-spin-irqs-off"]);
+    assert_eq!(verdicts[0].severity, Severity::Error);
+    assert_eq!(*fact(&verdicts[0], "hard_lockups"), Fact::Number(2));
+    let line = Fact::Text(line.to_owned());
+    assert_eq!(*fact(&verdicts[0], "line"), line);
+    assert!(verdicts[0].summary.contains("in spins+0x4/0x20"));
+}
