@@ -17,6 +17,7 @@ mod conformance;
 pub mod counters;
 pub mod device;
 mod device_loop;
+mod host_file;
 pub mod io_thread;
 pub mod link;
 pub mod mmio;

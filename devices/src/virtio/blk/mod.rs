@@ -11,18 +11,20 @@
     clippy::arithmetic_side_effects
 )]
 
+mod image;
 pub mod request;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
+pub use self::image::BlockError;
+use self::image::open;
 use self::request::{Disk, HEADER_BYTES, Operation, Refusal, Request, SECTOR_BYTES};
 use super::device::{ConfigSpace, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
 use super::queue::{Chain, QueueRunner};
@@ -45,67 +47,6 @@ pub struct BlockSpec {
     pub flush: bool,
 }
 
-/// Why a drive cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum BlockError {
-    /// There is no such file.
-    #[error(
-        "drive {id}: {path} does not exist; make it (truncate -s 1G {path}) or correct the path"
-    )]
-    Missing {
-        /// The drive.
-        id: String,
-        /// The file.
-        path: PathBuf,
-    },
-    /// The path leads to something that is no disk.
-    #[error("drive {id}: {path} is {what}; give a regular file or a block device")]
-    NoDisk {
-        /// The drive.
-        id: String,
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        what: &'static str,
-    },
-    /// This process may not open it.
-    #[error(
-        "drive {id}: {path} may not be opened for {mode}: give this process the right, or set is_read_only: {source}"
-    )]
-    Denied {
-        /// The drive.
-        id: String,
-        /// The file.
-        path: PathBuf,
-        /// `reading` or `reading and writing`.
-        mode: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// It holds not even a sector.
-    #[error(
-        "drive {id}: {path} has {bytes} bytes, less than a sector; give it a size (truncate -s 1G {path})"
-    )]
-    Empty {
-        /// The drive.
-        id: String,
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
-    },
-    /// Something else failed.
-    #[error("drive {id}: {path} cannot be opened: {source}")]
-    Open {
-        /// The drive.
-        id: String,
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
 /// A disk of the guest.
 pub struct BlockDevice {
     spec: BlockSpec,
@@ -117,7 +58,7 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
-    /// Opens the drive's file. Its size is taken now; a rest of less than a sector is left out.
+    /// Opens the drive's file and locks it: only readers share a file. Its size is taken now; a rest of less than a sector is left out.
     ///
     /// # Errors
     /// [`BlockError`]: what is wrong with the path, and what to do.
@@ -254,56 +195,6 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn reset(&mut self) {}
-}
-
-fn open(spec: &BlockSpec) -> Result<(File, u64), BlockError> {
-    let (id, path) = (spec.id.clone(), spec.path.clone());
-    let judge = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => BlockError::Missing {
-            id: id.clone(),
-            path: path.clone(),
-        },
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => BlockError::Denied {
-            id: id.clone(),
-            path: path.clone(),
-            mode: if spec.read_only {
-                "reading"
-            } else {
-                "reading and writing"
-            },
-            source,
-        },
-        _ => BlockError::Open {
-            id: id.clone(),
-            path: path.clone(),
-            source,
-        },
-    };
-    // Judged before it is opened: opening a FIFO would wait for its other end.
-    if let Some(what) = no_disk(&spec.path).map_err(judge)? {
-        let (id, path) = (id.clone(), path.clone());
-        return Err(BlockError::NoDisk { id, path, what });
-    }
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .read(true)
-        .write(!spec.read_only)
-        .open(&spec.path)
-        .map_err(judge)?;
-    // The end of a block device is where seeking to it leads; its metadata says zero.
-    let bytes = file.seek(SeekFrom::End(0)).map_err(judge)?;
-    Ok((file, bytes))
-}
-
-fn no_disk(path: &Path) -> io::Result<Option<&'static str>> {
-    let kind = std::fs::metadata(path)?.file_type();
-    Ok(match () {
-        () if kind.is_file() || kind.is_block_device() => None,
-        () if kind.is_dir() => Some("a directory"),
-        () if kind.is_fifo() => Some("a FIFO"),
-        () if kind.is_socket() => Some("a socket"),
-        () => Some("a character device"),
-    })
 }
 
 /// `struct virtio_blk_config` as far as the features offered reach: capacity, seg_max, blk_size.

@@ -4,6 +4,7 @@ use crate::virtio::mock_driver::{Buffer, DATA, Driver, INDIRECT, Machine, NEXT, 
 use crate::virtio::{DeviceEvent, DeviceEventKind};
 use memory::{Bytes, GuestAddress};
 use proptest::prelude::*;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
@@ -327,6 +328,32 @@ fn a_path_that_is_no_disk_is_refused_with_the_remedy() {
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
         assert!(error.starts_with("drive rootfs: "), "{error}");
     }
+}
+
+#[test]
+fn an_image_has_one_writer_or_many_readers() {
+    let file = DiskFile::new(&[0; 512]);
+    let as_reader = BlockSpec {
+        id: "reader".into(),
+        read_only: true,
+        ..file.spec()
+    };
+    let writer = BlockDevice::open(file.spec()).unwrap();
+    for spec in [file.spec(), as_reader.clone()] {
+        let id = spec.id.clone();
+        let error = BlockDevice::open(spec).err().unwrap().to_string();
+        let begin = format!(
+            "drive {id}: {} is in use by this process (",
+            file.0.display()
+        );
+        assert!(error.starts_with(&begin), "{error}");
+        assert!(error.contains("copy of its own"), "{error}");
+    }
+    drop(writer);
+    let readers = [as_reader.clone(), as_reader].map(|spec| BlockDevice::open(spec).unwrap());
+    assert!(BlockDevice::open(file.spec()).is_err());
+    drop(readers);
+    BlockDevice::open(file.spec()).unwrap();
 }
 
 proptest! {
