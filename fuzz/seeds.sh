@@ -107,16 +107,20 @@ box host host host 2M,1G memory:2:2 memory_available:2:2 swap:2:2 swap_free:2:2 
   swap_out:1:3 oom_kills:1:0 virtual:2:0 steal:1:1 +hugepages:2:0 +hugepages_free:2:0 +hugepages_reserved:2:0
 box kvm kvm_vcpu kvm_vcpu/0 exits,halt_wait_ns sampled_at:2:4 omitted:2:0 +total:1:0 +level:2:0 +bucket:1:0
 
-# blk_request: header, bytes from and for the guest, sectors, what the disk can, its id.
+# blk_request: header, bytes from and for the guest, sectors, what the disk can, a range (sector,
+# sectors, flags), its id.
 request() {
-  { le 4 "$2" 0 && le 8 "$3" "$4" "$5" 8 && le 1 "$6" && printf 'rootfs'; } >"blk_request/$1"
+  { le 4 "$2" 0 && le 8 "$3" "$4" "$5" 8 && le 1 "$6" && le 8 1 && le 4 "${7:-7}" "${8:-0}" && printf 'rootfs'; } >"blk_request/$1"
 }
 request read 0 7 0 512 2
 request write 1 0 4096 0 2
 request refused 1 0 512 0 1
 request flush 4 0 0 0 2
 request id 8 0 0 20 0
-request discard 11 0 16 0 0
+request discard 11 0 16 0 4
+request discard_beyond 11 0 16 0 4 8
+request zeroes 13 0 16 0 4 7 1
+request zeroes_read_only 13 0 16 0 1
 request far 0 -1 0 512 0
 
 # http_request: one byte says how the rest is cut.

@@ -9,6 +9,17 @@ use vmm::Outcome;
 use crate::harness::{Guest, Scratch, Seen, drive, image};
 use crate::{PATIENCE, VERSIONS, linux, told};
 
+/// All that a drive can be asked.
+const OPERATIONS: [&str; 7] = [
+    "read",
+    "write",
+    "flush",
+    "get_id",
+    "unsupported",
+    "discard",
+    "write_zeroes",
+];
+
 fn md5(path: &Path) -> String {
     let output = Command::new("md5sum").arg(path).output().unwrap();
     String::from_utf8(output.stdout)
@@ -92,7 +103,7 @@ fn stages_fit_together(seen: &Seen, version: &str) {
     assert_ne!(queue("last_interrupt_at"), 0);
     assert!(queue("unread_completions") <= 256);
     let mut operations = 0;
-    for row in ["read", "write", "flush", "get_id", "unsupported"] {
+    for row in OPERATIONS {
         let count = device("operation_latency", row);
         assert_eq!(count, device("operations", row), "{version}: {row}");
         operations += count;

@@ -105,7 +105,14 @@ fn add_block(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) 
     let done = |operation| row(device, "operations", operation);
     totals.count(group, "flush_count", done("flush"));
     totals.count(group, "invalid_reqs_count", done("unsupported"));
-    for operation in ["read", "write", "flush", "get_id"] {
+    for operation in [
+        "read",
+        "write",
+        "flush",
+        "get_id",
+        "discard",
+        "write_zeroes",
+    ] {
         let failed = row(device, "operation_errors", operation);
         totals.count(group, "execute_fails", failed);
     }

@@ -1,5 +1,5 @@
-//! What the standard library does not offer of files: locks that are the open file's own, and who
-//! holds them.
+//! What the standard library does not offer of files: locks that are the open file's own, who holds
+//! them, and parts that are given back or become zeros.
 
 #![allow(unsafe_code)]
 
@@ -102,6 +102,47 @@ fn holds(process: &Path, wanted: (u64, u64)) -> bool {
         let told = fs::read_to_string(told).unwrap_or_default();
         told.lines().any(|line| line.starts_with("lock:"))
     })
+}
+
+/// What is to become of a part of a file; the size of the file stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Erase {
+    /// Its space is given back to the host; it reads as zeros then.
+    Punch,
+    /// It reads as zeros and keeps its space.
+    Zero,
+}
+
+/// Erases a part of a file or block device.
+///
+/// # Errors
+/// What the kernel said; [`is_unsupported`] tells whether this file system cannot do it at all.
+pub fn erase(file: &File, how: Erase, offset: u64, bytes: u64) -> io::Result<()> {
+    let mode = match how {
+        Erase::Punch => libc::FALLOC_FL_PUNCH_HOLE,
+        Erase::Zero => libc::FALLOC_FL_ZERO_RANGE,
+    };
+    let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let bytes = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
+    loop {
+        // SAFETY: a system call on a live descriptor, without pointers.
+        if unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Whether the kernel said that it cannot do this with such a file.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV)
+    )
 }
 
 #[cfg(test)]

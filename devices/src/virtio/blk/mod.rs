@@ -11,6 +11,7 @@
     clippy::arithmetic_side_effects
 )]
 
+mod erase;
 mod image;
 pub mod request;
 
@@ -33,6 +34,11 @@ use super::witness::Done;
 const QUEUE_SIZE: u16 = 256;
 /// Data segments of a request: the queue without header and status.
 const SEG_MAX: u32 = 254;
+/// Bytes of a segment at most.
+const SIZE_MAX: u32 = 4 << 20;
+/// What the guest is told that the disk writes at once, as a power of two of sectors: 4 KiB, the block of the
+/// host's file systems.
+const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
 
 /// A drive, as the machine's builder wants it.
 #[derive(Clone, Debug)]
@@ -79,13 +85,14 @@ impl BlockDevice {
             sectors,
             read_only: spec.read_only,
             flush: spec.flush,
+            discard: !spec.read_only && erase::can_discard(&file, bytes),
         };
         Ok(BlockDevice {
             name: spec.id.clone(),
             spec,
             file,
             disk,
-            config: Arc::new(config(sectors)),
+            config: Arc::new(config(&disk)),
         })
     }
 
@@ -141,6 +148,12 @@ impl BlockDevice {
                 self.file.sync_data()?;
                 Ok(0)
             }
+            Operation::Discard | Operation::WriteZeroes => {
+                let (count, ranges) = erase::ranges(request.operation, &chain.readable, self.disk)?;
+                let ranges = ranges.get(..count).unwrap_or_default();
+                let bytes = erase::carry_out(&self.file, request.operation, ranges)?;
+                Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+            }
             Operation::GetId => {
                 let serial = request::serial(&self.spec.id);
                 Ok(chain.writable.copy_from(0, &serial))
@@ -165,6 +178,9 @@ impl VirtioDevice for BlockDevice {
     fn profile(&self) -> DeviceProfile {
         let mut features = TRANSPORT_FEATURES;
         features |= 1 << blk::VIRTIO_BLK_F_SEG_MAX | 1 << blk::VIRTIO_BLK_F_BLK_SIZE;
+        features |= 1 << blk::VIRTIO_BLK_F_SIZE_MAX | 1 << blk::VIRTIO_BLK_F_TOPOLOGY;
+        features |= u64::from(self.disk.discard) << blk::VIRTIO_BLK_F_DISCARD;
+        features |= u64::from(!self.spec.read_only) << blk::VIRTIO_BLK_F_WRITE_ZEROES;
         features |= u64::from(self.spec.read_only) << blk::VIRTIO_BLK_F_RO;
         features |= u64::from(self.spec.flush) << blk::VIRTIO_BLK_F_FLUSH;
         DeviceProfile {
@@ -197,12 +213,30 @@ impl VirtioDevice for BlockDevice {
     fn reset(&mut self) {}
 }
 
-/// `struct virtio_blk_config` as far as the features offered reach: capacity, seg_max, blk_size.
-fn config(sectors: u64) -> ConfigSpace {
+/// `struct virtio_blk_config` (virtio 1.2, 5.2.4) as far as the features offered reach.
+fn config(disk: &Disk) -> ConfigSpace {
     let config = ConfigSpace::new(&[0; 60]);
-    config.write(0, &sectors.to_le_bytes());
-    config.write(12, &SEG_MAX.to_le_bytes());
-    config.write(20, &(SECTOR_BYTES as u32).to_le_bytes());
+    config.write(0, &disk.sectors.to_le_bytes());
+    let block = 1u16 << PHYSICAL_BLOCK_EXPONENT;
+    config.write(24, &[PHYSICAL_BLOCK_EXPONENT]);
+    config.write(26, &block.to_le_bytes());
+    let ranges = request::MAX_RANGES as u32;
+    let discard = u32::from(disk.discard);
+    let zeroes = u32::from(!disk.read_only);
+    for (offset, value) in [
+        (8, SIZE_MAX),
+        (12, SEG_MAX),
+        (20, SECTOR_BYTES as u32),
+        (36, discard.saturating_mul(request::MAX_DISCARD_SECTORS)),
+        (40, discard.saturating_mul(ranges)),
+        (44, discard.saturating_mul(u32::from(block))),
+        (48, zeroes.saturating_mul(request::MAX_ZEROES_SECTORS)),
+        (52, zeroes.saturating_mul(ranges)),
+    ] {
+        config.write(offset, &value.to_le_bytes());
+    }
+    // write_zeroes_may_unmap.
+    config.write(56, &[u8::from(!disk.read_only)]);
     config
 }
 

@@ -176,7 +176,7 @@ fn requests_that_cannot_be_get_the_status_that_fits() {
         (0, u64::MAX / 512, 512, true, 1),
         (0, 0, 100, true, 1),
         (1, 7, 1024, false, 1),
-        (11, 0, 512, false, 2),
+        (14, 0, 512, false, 2),
         (77, 0, 512, true, 2),
     ] {
         assert_eq!(
@@ -190,6 +190,95 @@ fn requests_that_cannot_be_get_the_status_that_fits() {
     assert_eq!((rows[0].errors.value(), rows[1].errors.value()), (3, 1));
     assert_eq!(file.bytes(), pattern(8 * 512 + 100));
     assert_eq!(driver.seen.device.host_errors.value(), 0);
+}
+
+/// A range of a discard or write-zeroes request, at `at` in guest memory.
+fn put_range(driver: &Driver, at: u64, (sector, count, flags): (u64, u32, u32)) {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&sector.to_le_bytes());
+    bytes[8..12].copy_from_slice(&count.to_le_bytes());
+    bytes[12..].copy_from_slice(&flags.to_le_bytes());
+    driver.ram.write_slice(&bytes, GuestAddress(at)).unwrap();
+}
+
+#[test]
+fn what_is_discarded_or_zeroed_is_gone_and_the_rest_stays() {
+    let file = DiskFile::new(&pattern(64 * 512));
+    let (_machine, mut driver) = start(file.spec());
+    let at = DATA + 0x1000;
+    let mut expected = pattern(64 * 512);
+    for (range, kind) in [((9, 3, 0), 13), ((16, 8, 1), 13), ((32, 8, 0), 11)] {
+        put_range(&driver, at, range);
+        assert_eq!(ask(&mut driver, kind, 0, &[(at, 16, false)]), (0, 1));
+        let (from, bytes) = (range.0 as usize * 512, range.1 as usize * 512);
+        expected[from..from + bytes].fill(0);
+        assert!(file.bytes() == expected, "{range:?}");
+    }
+    // Two at once, cut where they should not be.
+    put_range(&driver, at, (0, 1, 0));
+    put_range(&driver, at + 16, (63, 1, 0));
+    let parts = [(at, 10, false), (at + 10, 22, false)];
+    assert_eq!(ask(&mut driver, 13, 0, &parts), (0, 1));
+    expected[..512].fill(0);
+    expected[63 * 512..].fill(0);
+    assert!(file.bytes() == expected);
+    let rows = &driver.seen.device.operations;
+    wait_for("the counters", || rows[6].count.value() == 3);
+    assert_eq!(
+        (rows[6].bytes.value(), rows[5].bytes.value()),
+        (13 * 512, 8 * 512)
+    );
+}
+
+#[test]
+fn ranges_that_cannot_be_change_nothing() {
+    let file = DiskFile::new(&pattern(64 * 512));
+    let (_machine, mut driver) = start(file.spec());
+    let at = DATA + 0x1000;
+    // The first could be carried out.
+    put_range(&driver, at, (0, 8, 0));
+    for (second, kind, status) in [
+        ((60, 5, 0), 13, 1),
+        ((60, 0, 0), 13, 1),
+        ((60, 1, 4), 13, 2),
+        ((60, 1, 1), 11, 2),
+    ] {
+        put_range(&driver, at + 16, second);
+        let answer = ask(&mut driver, kind, 0, &[(at, 32, false)]);
+        assert_eq!(answer.0, status, "{second:?}");
+    }
+    assert!(file.bytes() == pattern(64 * 512));
+
+    let read_only = BlockSpec {
+        read_only: true,
+        ..DiskFile::new(&[1; 512]).spec()
+    };
+    std::fs::write(&read_only.path, [1; 512]).unwrap();
+    let (_machine, mut driver) = start(read_only.clone());
+    let offered = 1 << blk::VIRTIO_BLK_F_DISCARD | 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES;
+    assert_eq!(driver.offered() & offered, 0);
+    put_range(&driver, at, (0, 1, 0));
+    for kind in [11, 13] {
+        assert_eq!(ask(&mut driver, kind, 0, &[(at, 16, false)]).0, 1);
+    }
+    assert_eq!(std::fs::read(&read_only.path).unwrap(), [1; 512]);
+    std::fs::remove_file(&read_only.path).unwrap();
+}
+
+#[test]
+fn a_host_that_can_nothing_else_is_written_zeros() {
+    let file = DiskFile::new(&pattern(300 * 512));
+    let mut options = std::fs::OpenOptions::new();
+    let open = options.write(true).open(&file.0).unwrap();
+    let range = request::Range {
+        offset: 512,
+        bytes: 200 * 512,
+        unmap: false,
+    };
+    erase::write_zeros(&open, &range).unwrap();
+    let mut expected = pattern(300 * 512);
+    expected[512..201 * 512].fill(0);
+    assert!(file.bytes() == expected);
 }
 
 #[test]
@@ -293,7 +382,15 @@ fn the_configuration_tells_size_and_limits() {
     let mut capacity = [0; 8];
     device.config.read(0, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), 3);
-    for (offset, value) in [(12, 254), (20, 512)] {
+    for (offset, value) in [
+        (8, 4 << 20),
+        (12, 254),
+        (20, 512),
+        (24, 3 | 8 << 16),
+        (48, 1 << 15),
+        (52, 16),
+        (56, 1),
+    ] {
         let mut field = [0; 4];
         device.config.read(offset, &mut field);
         assert_eq!(u32::from_le_bytes(field), value);

@@ -1,0 +1,89 @@
+//! What stock kernels are told of a drive, and what they do with it beside reading and writing.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use vmm::{Outcome, VmSpec};
+
+use crate::harness::{Guest, Scratch, drive, image};
+use crate::{PATIENCE, VERSIONS, linux, told};
+
+/// A guest on the root drive, which has mke2fs.
+fn on_root_drive(scratch: &Scratch, version: &str, script: &str) -> VmSpec {
+    let root = scratch.path("root.ext4");
+    fs::copy(image("root.ext4"), &root).unwrap();
+    let mut spec = linux(version, "vitrine.root=/dev/vda", script);
+    let mut first = drive("rootfs", &root);
+    first.root = true;
+    spec.drives.push(first);
+    spec
+}
+
+/// `/sys/block/vdb/queue`: what lsblk --topology and --discard show.
+const QUEUE: [(&str, &str); 9] = [
+    ("logical_block_size", "512"),
+    ("physical_block_size", "4096"),
+    ("minimum_io_size", "4096"),
+    ("max_segments", "254"),
+    ("max_segment_size", "4194304"),
+    ("discard_max_bytes", "1073741824"),
+    ("discard_granularity", "4096"),
+    ("write_zeroes_max_bytes", "16777216"),
+    ("write_cache", "write back"),
+];
+
+#[test]
+fn a_guest_discards_makes_file_systems_and_sees_the_limits() {
+    let names = QUEUE.map(|(name, _)| name).join(" ");
+    let script = format!(
+        "
+for name in {names}; do echo $name=$(cat /sys/block/vdb/queue/$name); done
+blkdiscard -o 1048576 -l 1048576 /dev/vdb && echo DISCARD=done
+mke2fs -q -F -t ext4 -E discard,lazy_itable_init=0 /dev/vdc && echo MADE=done
+blkdiscard /dev/vdd 2>/dev/null && echo REFUSED=no || echo REFUSED=yes
+echo NODISCARD=$(cat /sys/block/vdd/queue/discard_max_bytes)
+echo UNSAFE=$(cat /sys/block/vdd/queue/write_cache)
+"
+    );
+    for version in VERSIONS {
+        let scratch = Scratch::new();
+        let [data, made, fixed] = ["data", "made", "fixed"].map(|name| {
+            // No word of it is zero.
+            scratch.disk(name, 4 << 20, 1)
+        });
+        let before = fs::read(&data).unwrap();
+        let space = fs::metadata(&data).unwrap().blocks();
+        let mut spec = on_root_drive(&scratch, version, &script);
+        spec.drives.push(drive("data", &data));
+        spec.drives.push(drive("made", &made));
+        spec.drives.push(drive("fixed", &fixed));
+        spec.drives[3].read_only = true;
+        spec.drives[3].cache = vmm::Cache::Unsafe;
+        let done = Guest::launch(spec).finish(PATIENCE);
+        assert_eq!(done.outcome, Outcome::PowerOff, "{}", done.console);
+        for (name, value) in QUEUE {
+            assert_eq!(told(&done.console, name), value, "{version}: {name}");
+        }
+        assert_eq!(told(&done.console, "DISCARD"), "done");
+        let mut expected = before;
+        expected[1 << 20..2 << 20].fill(0);
+        assert!(fs::read(&data).unwrap() == expected, "{version}");
+        let given_back = space - fs::metadata(&data).unwrap().blocks();
+        assert_eq!(given_back * 512, 1 << 20, "{version}");
+
+        assert_eq!(told(&done.console, "MADE"), "done");
+        let checked = Command::new("e2fsck").args(["-fn"]).arg(&made).output();
+        assert!(checked.unwrap().status.success(), "{version}");
+        let count = |operation| done.seen.number("device/made", "operations", operation);
+        assert!(
+            count("discard") > 0 && count("write_zeroes") > 0,
+            "{version}"
+        );
+        assert_eq!(done.seen.number("device/made", "host_errors", ""), 0);
+
+        assert_eq!(told(&done.console, "REFUSED"), "yes");
+        assert_eq!(told(&done.console, "NODISCARD"), "0");
+        assert_eq!(told(&done.console, "UNSAFE"), "write through");
+    }
+}
