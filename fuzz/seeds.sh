@@ -2,7 +2,7 @@
 # Writes the seeds of the corpus, fuzz/corpus/TARGET/*: what a well-behaved guest or client says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/corpus"
-mkdir -p api_bodies blackbox_reader blk_request console_watch http_request legacy_ports mmio_registers trace_format trace_records virtqueue walk stack
+mkdir -p api_bodies balloon_request blackbox_reader blk_request console_watch http_request legacy_ports mmio_registers trace_format trace_records virtqueue walk stack
 
 # Words, little-endian: le BYTES NUMBER...
 le() {
@@ -109,6 +109,12 @@ box kvm kvm_vcpu kvm_vcpu/0 exits,halt_wait_ns sampled_at:2:4 omitted:2:0 +total
 
 # blk_request: header, bytes from and for the guest, sectors, what the disk can, a range (sector,
 # sectors, flags), its id.
+# balloon_request: pages below and above the hole, then page numbers or statistics.
+{ le 1 16 16 && le 4 3 2 1 1 15 16 1048576 1048592; } >balloon_request/pages
+{ le 1 0 0 && le 4 0 -1; } >balloon_request/outside
+{ le 1 16 0 && le 2 4 && le 8 4096 && le 2 15 && le 8 -1 && le 2 99 && le 8 1; } >balloon_request/statistics
+
+# blk_request: header, bytes from and for the guest, sectors, what the disk can, its id.
 request() {
   { le 4 "$2" 0 && le 8 "$3" "$4" "$5" 8 && le 1 "$6" && le 8 1 && le 4 "${7:-7}" "${8:-0}" && printf 'rootfs'; } >"blk_request/$1"
 }

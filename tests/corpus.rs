@@ -97,6 +97,6 @@ macro_rules! targets {
 }
 
 targets! {
-    api_bodies blackbox_reader blk_request console_watch http_request legacy_ports mmio_registers
-    stack trace_format trace_records virtqueue walk
+    api_bodies balloon_request blackbox_reader blk_request console_watch http_request legacy_ports
+    mmio_registers stack trace_format trace_records virtqueue walk
 }

@@ -4,6 +4,7 @@
 //! A body takes any bytes, ends after work that its length bounds, and panics on a fault.
 
 pub mod api_bodies;
+pub mod balloon_request;
 pub mod blackbox_reader;
 pub mod blk_request;
 pub mod console_watch;
@@ -21,8 +22,9 @@ pub mod walk;
 pub type Body = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Body); 12] = [
+pub const TARGETS: [(&str, Body); 13] = [
     ("api_bodies", api_bodies::run),
+    ("balloon_request", balloon_request::run),
     ("blackbox_reader", blackbox_reader::run),
     ("blk_request", blk_request::run),
     ("console_watch", console_watch::run),

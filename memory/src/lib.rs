@@ -5,9 +5,11 @@
 //! Owner: the `vm` thread builds it; afterwards it is shared read-only (the map, not the bytes).
 
 pub mod backing;
+pub mod discard;
 pub mod layout;
 
 pub use backing::{Backing, MemoryError, MemorySpec, build};
+pub use discard::{DiscardError, Discarder};
 pub use vm_memory::{
     Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError,
     GuestMemoryRegion, VolatileMemoryError, VolatileSlice,

@@ -5,9 +5,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use memory::{Bytes, GuestAddress};
+use memory::{Backing, Bytes, Discarder, GuestAddress};
 use proptest::prelude::*;
 
+use super::balloon::counters::BalloonBlock;
+use super::balloon::{BalloonDevice, BalloonSpec};
 use super::blk::{BlockDevice, BlockSpec};
 use super::device::{F_EVENT_IDX, F_VERSION_1};
 use super::mock_driver::{
@@ -95,9 +97,31 @@ fn interface(machine: &mut Machine, id: &str, rings: u64) -> Subject {
     }
 }
 
+fn balloon(machine: &mut Machine, id: &str, rings: u64) -> Subject {
+    let spec = BalloonSpec {
+        id: id.into(),
+        pages: 0,
+        deflate_on_oom: true,
+        statistics_s: 1,
+        hinting: true,
+        reporting: true,
+    };
+    let block = BalloonBlock::place(&mut machine.black_box).unwrap();
+    let memory = Discarder::new(&machine.ram, Backing::Anonymous);
+    let (device, _) = BalloonDevice::new(spec, memory, block).unwrap();
+    Subject {
+        driver: machine.attach(device, rings),
+        queue: 0,
+        // Page 0, which nobody uses.
+        request: vec![(DATA, 4, false)],
+        _other: None,
+        _folder: tempdir::Folder::new(),
+    }
+}
+
 /// Runs a test over each kind of device.
 fn each(test: impl Fn(&mut Machine, Subject)) {
-    for make in [disk, interface] {
+    for make in [disk, interface, balloon] {
         let mut machine = Machine::new();
         let subject = make(&mut machine, "subject", 0x1_0000);
         test(&mut machine, subject);
@@ -371,6 +395,7 @@ fn break_ring(what: &str, break_it: impl Fn(&mut Driver, usize)) {
             interface as fn(&mut _, &_, _) -> _,
         ),
         (interface, disk),
+        (balloon, disk),
     ] {
         let mut machine = Machine::new();
         let mut subject: Subject = make(&mut machine, "broken", 0x1_0000);

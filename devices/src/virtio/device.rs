@@ -1,12 +1,15 @@
 //! What a virtio device is to the code around it.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use event_manager::EventSet;
+use vmm_sys_util::eventfd::EventFd;
 
+use super::link::signal;
 use super::queue::QueueRunner;
 
 /// `VIRTIO_F_VERSION_1`: every device here offers it, every driver must take it.
@@ -90,6 +93,8 @@ pub trait VirtioDevice: Send {
 pub struct ConfigSpace {
     bytes: Box<[AtomicU8]>,
     generation: AtomicU32,
+    /// What the driver may write, and who hears of it.
+    writable: Option<(Range<usize>, Arc<EventFd>)>,
 }
 
 impl ConfigSpace {
@@ -98,7 +103,32 @@ impl ConfigSpace {
         ConfigSpace {
             bytes: bytes.iter().map(|byte| AtomicU8::new(*byte)).collect(),
             generation: AtomicU32::new(0),
+            writable: None,
         }
+    }
+
+    /// Lets the driver write `range`; each write signals `told`. The host writes other bytes only.
+    #[must_use]
+    pub fn writable(mut self, range: Range<usize>, told: Arc<EventFd>) -> Self {
+        self.writable = Some((range, told));
+        self
+    }
+
+    /// The driver writes, on a vCPU thread. False when it may not, and nothing has changed then.
+    pub fn driver_write(&self, offset: u64, data: &[u8]) -> bool {
+        let place = usize::try_from(offset).ok();
+        let range = place.and_then(|first| Some(first..first.checked_add(data.len())?));
+        let Some((range, (allowed, told))) = range.zip(self.writable.as_ref()) else {
+            return false;
+        };
+        if range.start < allowed.start || range.end > allowed.end {
+            return false;
+        }
+        for (to, from) in self.bytes.iter().skip(range.start).zip(data) {
+            to.store(*from, Ordering::Release);
+        }
+        signal(told);
+        true
     }
 
     /// Reads at `offset`; bytes past the end are zero.
@@ -137,6 +167,23 @@ mod tests {
         assert_eq!(data, [2, 3, 0, 0]);
         config.read(u64::MAX, &mut data);
         assert_eq!(data, [0; 4]);
+    }
+
+    #[test]
+    fn a_driver_writes_what_it_may_and_somebody_hears_of_it() {
+        let told = Arc::new(super::super::link::event().unwrap());
+        let config = ConfigSpace::new(&[0; 12]).writable(4..8, Arc::clone(&told));
+        assert!(!ConfigSpace::new(&[0; 12]).driver_write(4, &[1]));
+        let refused = [(0, 4), (3, 2), (6, 4), (8, 1), (u64::MAX, 1)];
+        for (offset, bytes) in refused {
+            assert!(!config.driver_write(offset, &vec![1; bytes]), "{offset}");
+        }
+        assert!(told.read().is_err());
+        assert!(config.driver_write(5, &[7, 8]));
+        assert_eq!(told.read().unwrap(), 1);
+        let mut data = [0; 12];
+        config.read(0, &mut data);
+        assert_eq!(data, [0, 0, 0, 0, 0, 7, 8, 0, 0, 0, 0, 0]);
     }
 
     #[test]

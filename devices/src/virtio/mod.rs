@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! vCPU threads                 |  I/O thread `io-NAME`
-//! bus -> mmio::MmioTransport --mailbox--> device_loop -> blk, net
+//! bus -> mmio::MmioTransport --mailbox--> device_loop -> blk, net, balloon
 //!        kicks (eventfds) ----------------^   |  ^
 //!        interrupt (eventfd) <--- queue::QueueRunner, the only user of the rings
 //! ```
@@ -11,6 +11,7 @@
 //! by messages. Order of calls: [`IoThread::spawn`], [`DeviceCounters::place`],
 //! [`IoThread::attach`], then the transport goes on the bus and its events to KVM.
 
+pub mod balloon;
 pub mod blk;
 #[cfg(test)]
 mod conformance;
@@ -28,6 +29,8 @@ pub mod queue;
 pub mod vectors;
 mod witness;
 
+pub use balloon::counters::BalloonBlock;
+pub use balloon::{BalloonDevice, BalloonHandle, BalloonOrder, BalloonRefusal, BalloonSpec};
 pub use blk::{BlockDevice, BlockError, BlockSpec};
 pub use counters::{DeviceBlock, DeviceCounters, QueueBlock, ThreadBlock, TransportBlock};
 pub use device::{ConfigSpace, DeviceProfile, VirtioDevice};

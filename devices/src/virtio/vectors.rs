@@ -17,7 +17,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRam, VolatileSlice};
+use memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRam, VolatileSlice,
+};
 
 /// Vectors at most: the kernel takes 1024 (`UIO_MAXIOV`), one is kept for [`GuestVectors::receive`].
 pub const MAX_VECTORS: usize = 1023;
@@ -109,6 +111,19 @@ impl GuestVectors {
         self.vectors.extend_from_slice(more);
         self.bytes = self.bytes.saturating_add(other.bytes);
         true
+    }
+
+    /// Where the buffers are in the guest: first byte and bytes.
+    pub fn guest_ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.active().iter().filter_map(|vector| {
+            let at = vector.iov_base as u64;
+            self.ram.iter().find_map(|region| {
+                let offset = at.checked_sub(region.as_ptr() as u64)?;
+                let inside = offset < region.len() && vector.iov_len > 0;
+                let start = region.start_addr().raw_value().checked_add(offset)?;
+                inside.then_some((start, vector.iov_len as u64))
+            })
+        })
     }
 
     fn active(&self) -> &[libc::iovec] {

@@ -182,11 +182,16 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<Effect, Misuse> {
+        if let Some(place) = offset.checked_sub(CONFIG)
+            && self.link.config.driver_write(place, data)
+        {
+            return Ok(Effect::None);
+        }
         let value = match <[u8; 4]>::try_from(data) {
             Ok(value) if offset < CONFIG => u32::from_le_bytes(value),
             refused => {
                 self.lock().note(true);
-                // The configuration of these devices is the host's to write.
+                // The rest of the configuration is the host's to write.
                 return Err(refused.map_or(Misuse::Width, |_| Misuse::State));
             }
         };
