@@ -107,14 +107,13 @@ box host host host 2M,1G memory:2:2 memory_available:2:2 swap:2:2 swap_free:2:2 
   swap_out:1:3 oom_kills:1:0 virtual:2:0 steal:1:1 +hugepages:2:0 +hugepages_free:2:0 +hugepages_reserved:2:0
 box kvm kvm_vcpu kvm_vcpu/0 exits,halt_wait_ns sampled_at:2:4 omitted:2:0 +total:1:0 +level:2:0 +bucket:1:0
 
-# blk_request: header, bytes from and for the guest, sectors, what the disk can, a range (sector,
-# sectors, flags), its id.
 # balloon_request: pages below and above the hole, then page numbers or statistics.
 { le 1 16 16 && le 4 3 2 1 1 15 16 1048576 1048592; } >balloon_request/pages
 { le 1 0 0 && le 4 0 -1; } >balloon_request/outside
 { le 1 16 0 && le 2 4 && le 8 4096 && le 2 15 && le 8 -1 && le 2 99 && le 8 1; } >balloon_request/statistics
 
-# blk_request: header, bytes from and for the guest, sectors, what the disk can, its id.
+# blk_request: header, bytes from and for the guest, sectors, what the disk can, a range (sector,
+# sectors, flags), its id.
 request() {
   { le 4 "$2" 0 && le 8 "$3" "$4" "$5" 8 && le 1 "$6" && le 8 1 && le 4 "${7:-7}" "${8:-0}" && printf 'rootfs'; } >"blk_request/$1"
 }
