@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 use vmm::{
     BlackBoxSpec, BootSpec, DriveSpec, Entry, Limits, NetSpec, SerialInput, SerialOutput,
     SerialSpec,
 };
 use vmm::{SpecError, VmSpec, validate};
 
+use crate::policy::Policy;
 use crate::wire::machine_config::MachineConfig;
+use crate::wire::{self, MetricsWire, SerialWire, WireError};
 use crate::wire::{BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire};
-use crate::wire::{MetricsWire, SerialWire, WireError};
 
 /// How long each step of an orderly stop may take.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -108,6 +110,10 @@ pub struct FullConfig<'a> {
     logger: Option<&'a LoggerWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<&'a MetricsWire>,
+    /// Vitrine's own. Where nothing was set it is left out, as the other parts are, for clients that
+    /// know Firecracker's keys alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<Value>,
 }
 
 impl Config {
@@ -135,8 +141,8 @@ impl Config {
         &self.machine
     }
 
-    /// All of it.
-    pub fn full(&self) -> FullConfig<'_> {
+    /// All of it, with the policy that holds now.
+    pub fn full(&self, policy: &Policy) -> FullConfig<'_> {
         FullConfig {
             boot_source: self.boot.as_ref(),
             drives: self.drives.iter().map(|(wire, _)| wire).collect(),
@@ -145,6 +151,7 @@ impl Config {
             serial: self.serial.as_ref(),
             logger: self.logger.as_ref(),
             metrics: self.metrics.as_ref(),
+            policy: (*policy != Policy::default()).then(|| wire::policy::document(policy)),
         }
     }
 

@@ -207,7 +207,7 @@ impl Session {
             Endpoint::Version => Ok(Response::json(&VersionWire {
                 firecracker_version: FIRECRACKER_VERSION,
             })),
-            Endpoint::FullConfig => Ok(Response::json(&self.config.borrow().full())),
+            Endpoint::FullConfig => Ok(self.full_config()),
             Endpoint::MachineConfig => Ok(Response::json(self.config.borrow().machine())),
             Endpoint::Metrics => self.metrics(request.accepts_openmetrics),
             Endpoint::Observe => self.observe(&request.target),

@@ -13,13 +13,9 @@ fn outcome(value: &str) -> (Result<(), String>, Value) {
     let path = directory.join("vm.json");
     std::fs::write(&path, value).unwrap();
     let mut config = support::config();
-    let loaded = load(
-        &path,
-        &mut config,
-        &LogControl::new("vm1"),
-        &Rulebook::default(),
-    );
-    let full = serde_json::to_value(config.full()).unwrap();
+    let rulebook = Rulebook::default();
+    let loaded = load(&path, &mut config, &LogControl::new("vm1"), &rulebook);
+    let full = serde_json::to_value(config.full(&rulebook.read())).unwrap();
     std::fs::remove_dir_all(&directory).unwrap();
     (
         loaded.map_err(|error| api::machine::MachineError::new(&error).to_string()),
@@ -53,6 +49,29 @@ fn a_whole_vm_is_read_and_what_is_told_can_be_read_again() {
     loaded.unwrap();
     assert_eq!(told["machine-config"]["vcpu_count"], 2);
     assert_eq!(told["drives"][0]["cache_type"], "Writeback");
+    let (again, told_again) = outcome(&told.to_string());
+    again.unwrap();
+    assert_eq!(told, told_again);
+    // Clients that know Firecracker's keys alone see no other where nothing was set.
+    assert_eq!(told.get("policy"), None);
+}
+
+#[test]
+fn a_policy_is_told_with_the_configuration_and_can_be_read_again() {
+    let mut given = whole();
+    given["policy"] = json!({
+        "thresholds": {"spin_ms": 1500, "starved_share": 0.5},
+        "look_into_vcpus": false,
+        "restart": {"at_most": 2},
+        "on_reboot": "restart",
+        "verdicts": {"guest-panic": ["nmi", {"wait_ms": 10}, "restart"]},
+    });
+    let (loaded, told) = outcome(&given.to_string());
+    loaded.unwrap();
+    let policy = &told["policy"];
+    assert_eq!(policy["thresholds"]["spin_ms"], 1500);
+    assert_eq!(policy["look_into_vcpus"], false);
+    assert_eq!(policy["verdicts"], given["policy"]["verdicts"]);
     let (again, told_again) = outcome(&told.to_string());
     again.unwrap();
     assert_eq!(told, told_again);

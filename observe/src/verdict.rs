@@ -35,7 +35,7 @@ pub use engine::{Change, Engine};
 #[cfg(any(test, feature = "recording"))]
 pub use observation::Cut;
 pub use observation::{MessageSeen, Observation, QueueSeen, SightSeen, ThreadSeen, VcpuSeen};
-pub use thresholds::Thresholds;
+pub use thresholds::{Slot, Thresholds, ThresholdsBlock, ThresholdsWriter};
 
 /// What a verdict is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -52,7 +52,6 @@ struct Look {
 impl Look {
     /// Two looks at a VM that lives, one at one that does not.
     fn at(target: &Target, wait: Duration) -> Result<Look, Failure> {
-        let limits = Thresholds::default();
         let first = target.snapshot().map_err(Failure::misuse)?;
         if !State::of(&first).is_over() {
             let mut now = second(target, &first, wait)?;
@@ -63,6 +62,7 @@ impl Look {
             }
             if State::of(&now) == State::Running {
                 let earlier = Observation::of(&first);
+                let limits = Thresholds::of(&now);
                 let verdicts = diagnose(Some(&earlier), &Observation::of(&now), &limits);
                 return Ok(Look {
                     is_blind: !are_newer(&first, &now),
@@ -70,14 +70,14 @@ impl Look {
                     verdicts,
                 });
             }
-            return Ok(Look::last(now, &limits));
+            return Ok(Look::last(now));
         }
-        Ok(Look::last(first, &limits))
+        Ok(Look::last(first))
     }
 
-    fn last(now: Snapshot, limits: &Thresholds) -> Look {
+    fn last(now: Snapshot) -> Look {
         Look {
-            verdicts: diagnose(None, &Observation::of(&now), limits),
+            verdicts: diagnose(None, &Observation::of(&now), &Thresholds::of(&now)),
             now,
             is_blind: false,
         }
@@ -94,6 +94,17 @@ impl Look {
             page.push_str(
                 "\nThe watcher took no sample in between: starved and throttled vCPUs, storms of halts \
                  and the host's memory were not judged. Look again with a longer --wait.\n",
+            );
+        }
+        let changed = Thresholds::of(&self.now).changed();
+        if !changed.is_empty() {
+            let changed: Vec<String> = (changed.iter())
+                .map(|(name, value)| format!("{name} {value}"))
+                .collect();
+            let _ = writeln!(
+                page,
+                "\nJudged by thresholds that were set: {}.",
+                changed.join(", ")
             );
         }
         if State::of(&self.now).is_bad() {

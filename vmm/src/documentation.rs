@@ -9,6 +9,7 @@ use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
 use observe::openmetrics::{MetricType, families_of};
 use observe::sight::SightBlock;
+use observe::verdict::ThresholdsBlock;
 
 use crate::machine::facts::MachineBlock;
 use crate::vcpu::counters::VcpuBlock;
@@ -77,5 +78,6 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<MemoryBlock>();
     check::<LedgerBlock>();
     check::<SightBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 18, "a table for no block");
+    check::<ThresholdsBlock>();
+    assert_eq!(PAGE.matches("_...` |").count(), 19, "a table for no block");
 }

@@ -6,6 +6,7 @@ use observe::SectionKind;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
 use observe::sight::SightBlock;
+use observe::verdict::ThresholdsBlock;
 
 use crate::machine::facts::MachineBlock;
 use crate::vcpu::counters::VcpuBlock;
@@ -33,6 +34,7 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<MemoryBlock>(),
     SectionKind::of::<LedgerBlock>(),
     SectionKind::of::<SightBlock>(),
+    SectionKind::of::<ThresholdsBlock>(),
     SectionKind::of::<MachineRing>(),
     SectionKind::of::<VcpuRing>(),
     SectionKind::of::<QueueRing>(),

@@ -106,6 +106,11 @@ impl Session {
         )))
     }
 
+    /// GET /vm/config: what `--config-file` takes.
+    pub(super) fn full_config(&self) -> Response {
+        Response::json(&self.config.borrow().full(&self.rulebook.read()))
+    }
+
     /// GET /policy: all of it, defaults too.
     pub(super) fn policy(&self) -> Response {
         Response::json(&wire::policy::document(&self.rulebook.read()))

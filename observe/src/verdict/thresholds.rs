@@ -1,6 +1,10 @@
 //! From where on a number is a verdict. Every one can be set.
 
+mod section;
+
 use super::Code;
+
+pub use section::{ThresholdsBlock, ThresholdsWriter};
 
 /// Thresholds, with the defaults of the documentation. Times are nanoseconds.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,4 +108,61 @@ impl Default for Thresholds {
             clear_ns: 3 * S,
         }
     }
+}
+
+/// A threshold's place, by its unit.
+pub enum Slot<'a> {
+    /// Nanoseconds; at least so many milliseconds make sense.
+    Time(&'a mut u64, u64),
+    /// Of a time, or of a limit.
+    Share(&'a mut f64),
+    /// A second.
+    Rate(&'a mut f64),
+    /// Bytes.
+    Bytes(&'a mut u64),
+}
+
+/// A threshold's name, in the API and in the black box, and its place. The name of a time ends in
+/// `_ms`.
+pub type Row = (&'static str, fn(&mut Thresholds) -> Slot<'_>);
+
+/// How many there are.
+pub const THRESHOLDS: usize = 26;
+
+impl Thresholds {
+    /// All of them.
+    pub const ROWS: [Row; THRESHOLDS] = [
+        ("starved_share", |t| Slot::Share(&mut t.starved_share)),
+        ("throttled_share", |t| Slot::Share(&mut t.throttled_share)),
+        ("handler_ms", |t| Slot::Time(&mut t.handler_ns, 1)),
+        ("fault_share", |t| Slot::Share(&mut t.fault_share)),
+        ("dead_halt_ms", |t| Slot::Time(&mut t.dead_halt_ns, 1)),
+        ("spin_ms", |t| Slot::Time(&mut t.spin_ns, 1)),
+        ("storm_exits", |t| Slot::Rate(&mut t.storm_exits)),
+        ("storm_share", |t| Slot::Share(&mut t.storm_share)),
+        ("wake_halts", |t| Slot::Rate(&mut t.wake_halts)),
+        ("wake_kernel_share", |t| {
+            Slot::Share(&mut t.wake_kernel_share)
+        }),
+        ("not_started_ms", |t| Slot::Time(&mut t.not_started_ns, 1)),
+        ("idle_share", |t| Slot::Share(&mut t.idle_share)),
+        ("idle_ms", |t| Slot::Time(&mut t.idle_ns, 1)),
+        ("backend_stall_ms", |t| {
+            Slot::Time(&mut t.backend_stall_ns, 1)
+        }),
+        ("device_stall_ms", |t| Slot::Time(&mut t.device_stall_ns, 1)),
+        ("not_reaping_ms", |t| Slot::Time(&mut t.not_reaping_ns, 1)),
+        ("rx_starved_ms", |t| Slot::Time(&mut t.rx_starved_ns, 1)),
+        ("thread_ms", |t| Slot::Time(&mut t.thread_ns, 1)),
+        ("memory_pressure_share", |t| {
+            Slot::Share(&mut t.memory_pressure_share)
+        }),
+        ("swapped_bytes", |t| Slot::Bytes(&mut t.swapped_bytes)),
+        ("oom_share", |t| Slot::Share(&mut t.oom_share)),
+        ("oom_soon_ms", |t| Slot::Time(&mut t.oom_soon_ns, 1)),
+        ("clock_jump_ms", |t| Slot::Time(&mut t.clock_jump_ns, 1)),
+        ("message_ms", |t| Slot::Time(&mut t.message_ns, 1)),
+        ("raise_ms", |t| Slot::Time(&mut t.raise_ns, 0)),
+        ("clear_ms", |t| Slot::Time(&mut t.clear_ns, 0)),
+    ];
 }

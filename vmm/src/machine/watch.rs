@@ -9,6 +9,7 @@ use observe::host::{HostSampler, MemorySampler, TaskSampler};
 use observe::ledger::LedgerSampler;
 use observe::reader::Follower;
 use observe::sight::Suspicion;
+use observe::verdict::ThresholdsWriter;
 
 use crate::spec::VmSpec;
 use crate::vm::{LaunchError, open_reader};
@@ -50,7 +51,8 @@ pub fn watcher(
     let mut kicks = KickSampler::new(black_box, kicks)?;
     let mut follower = Follower::new(open_reader(black_box)?, judge::is_wanted);
     let mut ledger = LedgerSampler::new(black_box, fds.len())?;
-    let mut judge = Judge::new(owner.clone(), Arc::clone(&spec.limits));
+    let thresholds = ThresholdsWriter::new(black_box)?;
+    let mut judge = Judge::new(owner.clone(), Arc::clone(&spec.limits), thresholds);
     let rows = Rows {
         tasks: &tasks,
         kvm: of_vcpus.first(),

@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use observe::reader::Snapshot;
-use observe::verdict::{Change, Engine, Observation, Thresholds, Verdict};
+use observe::verdict::{Change, Engine, Observation, Thresholds, ThresholdsWriter, Verdict};
 
 use crate::driver::Message;
 
@@ -88,6 +88,9 @@ pub struct Judge {
     engine: Engine,
     limits: Arc<Limits>,
     owner: Owner,
+    writer: ThresholdsWriter,
+    /// What was last written.
+    written: Option<Arc<Judging>>,
 }
 
 /// Whether the rules read that section.
@@ -113,22 +116,34 @@ pub fn is_wanted(section: &str) -> bool {
 }
 
 impl Judge {
-    /// By these limits, as they are at each judgement.
-    pub fn new(owner: Owner, limits: Arc<Limits>) -> Self {
+    /// By these limits, as they are at each judgement; `writer` has them in the black box.
+    pub fn new(owner: Owner, limits: Arc<Limits>, writer: ThresholdsWriter) -> Self {
         Judge {
             engine: Engine::default(),
             limits,
             owner,
+            writer,
+            written: None,
         }
+    }
+
+    /// What holds now; in the black box, too, from then on.
+    fn limits(&mut self) -> Arc<Judging> {
+        let now = self.limits.read();
+        let is_written = |written: &Arc<Judging>| Arc::ptr_eq(written, &now);
+        if !self.written.as_ref().is_some_and(is_written) {
+            self.writer.write(&now.thresholds);
+            self.written = Some(Arc::clone(&now));
+        }
+        now
     }
 
     /// Judges what was just sampled, leaves the answer on the board, and tells what has changed.
     pub fn judge(&mut self, snapshot: &Snapshot) {
         let observation = Observation::of(snapshot);
         let at_ns = observation.at_ns;
-        let changes = self
-            .engine
-            .step(observation, &self.limits.read().thresholds);
+        let limits = self.limits();
+        let changes = self.engine.step(observation, &limits.thresholds);
         self.owner.board.write(Standing {
             at_ns,
             verdicts: self.engine.standing(),
