@@ -41,6 +41,8 @@ pub const ALL: &[Scenario] = &[
         // Busy in the guest alone.
         guest: Guest::Zoo("print=ready wait=1000000000"),
         fault: |stage| Fault::held(Burners::beside(stage.thread("vcpu-0"), 2)),
+        // It takes two looks in a row: it has to hold half as long again as others.
+        threshold: Duration::from_millis(1500),
         evidence: starved,
         also: &[Code::VcpuSpin, Code::VcpuSpinIrqsOff],
         ..USUAL

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memory::{Backing, Bytes, Discarder, GuestAddress};
 use proptest::prelude::*;
@@ -379,7 +379,11 @@ fn a_lost_kick_is_found_counted_and_made_good() {
         // Whatever woke the queues after the settling is over.
         std::thread::sleep(Duration::from_millis(50));
         subject.send(1);
+        let sent = Instant::now();
         subject.driver.wait_used(subject.queue, 1);
+        // A look comes within a second, and the one that believes it soon after.
+        let took = sent.elapsed();
+        assert!(took < Duration::from_millis(1800), "{took:?}");
         assert_eq!(subject.seen().lost_kicks.value(), 1);
         assert_eq!(subject.seen().kicks.value(), 0);
         assert_eq!(subject.seen().kick_to_pop.count(), 0);

@@ -182,10 +182,11 @@ impl DeviceLoop {
     }
 
     /// Looks at queues that may have been idle, and serves those whose kick never came in the next
-    /// round. Called about once a second.
-    pub fn look_around(&mut self) {
+    /// round. Called about once a second; true asks for another look soon, for a kick that may be on
+    /// its way.
+    pub fn look_around(&mut self) -> bool {
         if !self.serving() {
-            return;
+            return false;
         }
         let now = self.witness.clock.ticks();
         let mut lost = false;
@@ -197,6 +198,7 @@ impl DeviceLoop {
         if lost {
             signal(&self.wake);
         }
+        self.queues.iter().any(QueueRunner::suspects)
     }
 
     fn serve_waiting(&mut self) {

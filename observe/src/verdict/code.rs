@@ -122,7 +122,7 @@ codes! {
         "The thread that is named is stuck or stopped: look at what it does in the evidence.";
     QueueLostKick, "queue-lost-kick", Error,
         "The guest gave requests without the kick that was asked for; Vitrine serves them after all.",
-        "The guest's driver has lost a notification: update it. Each one costs up to a second.";
+        "The guest's driver has lost a notification: update it. Each one costs up to 1.25 s.";
     QueueGuestNotReaping, "queue-guest-not-reaping", Warning,
         "Answers lie unread in the guest.",
         "The guest does not take the device's interrupts: look at its CPUs and its driver.";

@@ -28,8 +28,9 @@ pub const DEADLINE: Duration = Duration::from_millis(100);
 const MOST_LOOKS: usize = 8;
 /// Looks that found the same are enough to know; from then on they are seldom.
 const ENOUGH: u64 = 12;
-/// How long after a look that met an interrupt there is another, in the same round: the watcher wakes
-/// by a timer, as the guest does, and so they may meet round after round.
+/// How long after a look that met an interrupt, or that is the first of its kind, there is another in
+/// the same round: the watcher wakes by a timer, as the guest does, and so they may meet round after
+/// round.
 const AGAIN: [Duration; 2] = [Duration::from_micros(1300), Duration::from_micros(2900)];
 const S: u64 = 1_000_000_000;
 /// Between two looks, a little less than a round or so many rounds.
@@ -208,7 +209,8 @@ impl Watched {
         }
     }
 
-    /// Whether the look met what is watched, and not an interrupt of that.
+    /// Whether the look is enough for this round: it met what is watched, not an interrupt of that,
+    /// and another one has met it, too, or it is nothing to watch.
     fn note(&mut self, found: &Found, at: Ticks, clock: Clock) -> bool {
         let is_first = self.last.is_none_or(|last| last.since != self.since);
         let view = &found.view;
@@ -216,16 +218,19 @@ impl Watched {
         if let Some((place, stack)) = found.names.as_ref().filter(|_| is_met) {
             self.streak.name(place, stack);
         }
+        let follows_interrupt = self.streak.follows_interrupt();
         let was_well = match self.suspicion {
             Suspicion::None | Suspicion::NotStarted => true,
             Suspicion::Halted => !view.dead_halt() || view.pending.nmi,
             // In the kernel it may be stuck until the next look finds it elsewhere.
             Suspicion::Deaf | Suspicion::Busy => {
-                view.ring != 0 || view.halted() || !is_first && self.streak.looks() < 2
+                let is_elsewhere = !is_first && !follows_interrupt && self.streak.looks() < 2;
+                view.ring != 0 || view.halted() || is_elsewhere
             }
         };
         self.looked(at, was_well);
-        is_met
+        let is_new = self.suspicion == Suspicion::Busy && self.streak.looks() < 2;
+        is_met && (was_well || !is_new)
     }
 
     fn looked(&mut self, at: Ticks, was_well: bool) {
@@ -319,7 +324,7 @@ impl<E: Eye> Looker<E> {
     }
 }
 
-/// Looks into `vcpu`; again, a little later, if it was found in an interrupt.
+/// Looks into `vcpu`; again, a little later, if that was not enough.
 fn look_until_met(
     eye: &mut impl Eye,
     vcpu: &mut Watched,

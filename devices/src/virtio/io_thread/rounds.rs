@@ -18,6 +18,9 @@ use crate::virtio::link::DeviceLink;
 /// How often the thread looks at its devices' queues, kicked or not: for lost kicks, and for what
 /// the guest has taken back.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// And again so soon after a look that found buffers without a kick. A vCPU that lost its CPU between
+/// ring and kick has it back by then.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What the owner tells the thread.
 pub(super) enum Message {
@@ -64,6 +67,8 @@ pub(super) struct Rounds {
     devices: Vec<SubscriberId>,
     links: Vec<Arc<DeviceLink>>,
     looked: Instant,
+    /// From one look to the next.
+    look_after: Duration,
 }
 
 impl Rounds {
@@ -82,6 +87,7 @@ impl Rounds {
             devices: Vec::new(),
             links: Vec::new(),
             looked: Instant::now(),
+            look_after: LOOK_EVERY,
         }
     }
 
@@ -90,8 +96,8 @@ impl Rounds {
         self.block.heartbeat.claim();
         let inbox = Subscriber::Inbox(Arc::clone(&self.wake));
         self.manager.add_subscriber(inbox);
-        let wait = i32::try_from(LOOK_EVERY.as_millis()).unwrap_or(i32::MAX);
         loop {
+            let wait = i32::try_from(self.look_after.as_millis()).unwrap_or(i32::MAX);
             self.block
                 .heartbeat
                 .enter(Activity::Idle, self.clock.ticks());
@@ -112,13 +118,16 @@ impl Rounds {
     }
 
     fn look_around(&mut self) {
-        if self.looked.elapsed() < LOOK_EVERY {
+        if self.looked.elapsed() < self.look_after {
             return;
         }
         self.looked = Instant::now();
+        self.look_after = LOOK_EVERY;
         for id in &self.devices {
-            if let Ok(Subscriber::Device(device)) = self.manager.subscriber_mut(*id) {
-                device.look_around();
+            if let Ok(Subscriber::Device(device)) = self.manager.subscriber_mut(*id)
+                && device.look_around()
+            {
+                self.look_after = LOOK_AGAIN;
             }
         }
     }

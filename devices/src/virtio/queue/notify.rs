@@ -47,7 +47,8 @@ impl QueueRunner {
     /// What is to be done about once a second, also when nothing happens. Looks how far the guest
     /// has taken completions back, and for a kick that never came: buffers in the ring at two
     /// looks in a row, at the same place, while kicks were asked for. If so, counts it and gives
-    /// true: the caller then serves the queue.
+    /// true: the caller then serves the queue. The second look is the caller's, soon after one that
+    /// [suspects](Self::suspects) that.
     pub(crate) fn look_around(&mut self, now: Ticks) -> bool {
         let healthy = self.ring.as_ref().filter(|_| self.broken.is_none());
         let Some((ring, reach)) = healthy.zip(self.reach()) else {
@@ -72,6 +73,11 @@ impl QueueRunner {
             self.stages.known(reach.avail);
         }
         lost
+    }
+
+    /// Whether the last look found buffers that no kick has announced yet.
+    pub(crate) fn suspects(&self) -> bool {
+        self.suspect.is_some()
     }
 
     /// Looks whether the guest has reacted to the interrupt that is followed.

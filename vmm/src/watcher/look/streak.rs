@@ -27,6 +27,15 @@ impl Mode {
             mp_state: view.mp_state,
         }
     }
+
+    /// Whether `other` may be the handler of an interrupt of the kernel, which is in this one.
+    fn is_interrupted_by(self, other: Mode) -> bool {
+        let handler = Mode {
+            interrupts_on: false,
+            ..self
+        };
+        self.ring == 0 && self.interrupts_on && other == handler
+    }
 }
 
 /// Looks that were alike.
@@ -46,12 +55,7 @@ struct Alike {
 impl Alike {
     /// Whether `mode` may be an interrupt of the code that is alike.
     fn may_be_interrupted(&self, mode: Mode) -> bool {
-        let is_handler = Mode {
-            interrupts_on: false,
-            ..self.mode
-        } == mode;
-        let is_kernel = self.mode.ring == 0 && self.mode.interrupts_on;
-        is_handler && is_kernel && self.interrupted < MOST_INTERRUPTED
+        self.mode.is_interrupted_by(mode) && self.interrupted < MOST_INTERRUPTED
     }
 }
 
@@ -68,6 +72,7 @@ pub struct Streak {
     alike: Option<Alike>,
     held: Option<Held>,
     has_names: bool,
+    follows_interrupt: bool,
 }
 
 impl Streak {
@@ -78,6 +83,7 @@ impl Streak {
             alike: None,
             held: None,
             has_names: false,
+            follows_interrupt: false,
         }
     }
 
@@ -102,6 +108,12 @@ impl Streak {
     pub fn looks(&self) -> u64 {
         let alike = self.alike.as_ref().map_or(0, |alike| alike.looks);
         alike.max(self.held.as_ref().map_or(0, |held| held.looks))
+    }
+
+    /// Whether the last look began anew because the one before may have met an interrupt's handler:
+    /// that says nothing against what is watched.
+    pub fn follows_interrupt(&self) -> bool {
+        self.follows_interrupt
     }
 
     /// Whether the next look is to bring names: the vCPU was found at the same twice, and nothing
@@ -152,6 +164,8 @@ impl Streak {
     fn note_alike(&mut self, view: &VcpuView, at: Ticks) {
         let rip = view.code_address();
         let mode = Mode::of(view);
+        let before = self.alike.as_ref().filter(|alike| alike.looks == 1);
+        self.follows_interrupt = before.is_some_and(|before| mode.is_interrupted_by(before.mode));
         if let Some(alike) = self.alike.as_mut().filter(|alike| alike.mode == mode) {
             let (low, high) = (alike.low.min(rip), alike.high.max(rip));
             if high - low <= WINDOW_BYTES {

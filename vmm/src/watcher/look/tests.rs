@@ -222,7 +222,8 @@ fn a_spin_is_named_at_the_third_look_and_its_window_is_kept() {
 fn a_look_that_meets_an_interrupt_is_repeated_and_ends_nothing() {
     let spin = |rip| Ok(at(rip, IF, 0));
     let handler = || Ok(at(0x90_0000, 0, 0));
-    // The third round meets it at the second try, the fourth not at all, the fifth at once.
+    // The first round takes two looks, the second meets it at the second try, the third not at all, the
+    // fourth at once.
     let looks = [
         spin(0x1000),
         spin(0x1004),
@@ -234,7 +235,7 @@ fn a_look_that_meets_an_interrupt_is_repeated_and_ends_nothing() {
         spin(0x1008),
     ];
     let mut bench = Bench::new(looks);
-    bench.seconds(4, busy);
+    bench.seconds(3, busy);
     let sampled_at = bench.gauge("sampled_at");
     assert_eq!((bench.looks(), bench.gauge("alike")), (4, 3));
     assert_eq!(bench.text("place"), "spins+0x4/0x20");
@@ -251,6 +252,17 @@ fn a_look_that_meets_an_interrupt_is_repeated_and_ends_nothing() {
         (bench.gauge("rip_low"), bench.gauge("rip_high")),
         (0x1000, 0x1008)
     );
+}
+
+#[test]
+fn a_first_look_that_meets_an_interrupt_costs_no_round() {
+    let (spin, handler) = (at(0x1000, IF, 0), at(0x90_0000, 0, 0));
+    let mut bench = Bench::new([handler, spin.clone(), spin.clone(), spin].map(Ok));
+    bench.seconds(2, busy);
+    assert_eq!((bench.looks(), bench.gauge("alike")), (3, 2));
+    bench.second(busy);
+    assert_eq!((bench.looks(), bench.gauge("alike")), (4, 3));
+    assert_eq!(bench.gauge("interrupts_on"), 1);
 }
 
 #[test]
