@@ -76,6 +76,11 @@ pub enum Event {
         /// The lines before it, oldest first.
         before: Vec<String>,
     },
+    /// The guest's kernel told the pvpanic device that it gave up.
+    GuestPanic {
+        /// `panicked`, or `crash_loaded`: a crash kernel in the guest takes over.
+        kind: &'static str,
+    },
     /// Something was done about a verdict, as the policy says.
     Action {
         /// The verdict's code.
@@ -284,6 +289,7 @@ impl Event {
             | Event::Paused
             | Event::Resumed
             | Event::NmiSent
+            | Event::GuestPanic { .. }
             | Event::Run { .. }
             | Event::Verdict { .. } => self,
         }

@@ -114,6 +114,7 @@ fn event_of(event: &VmEvent) -> Option<Event> {
             facts: FactsWire::of(&message.facts),
             before: message.before.clone(),
         },
+        VmEvent::GuestPanic(kind) => Event::GuestPanic { kind: kind.name() },
         // Told by who decides whether another run follows.
         VmEvent::Ended(_) => return None,
     })
@@ -138,6 +139,12 @@ impl Listener {
             VmEvent::Guest(message) => {
                 let (kind, line) = (message.kind.name(), message.line);
                 tracing::warn!("the guest's kernel says ({kind}): {line:?}");
+            }
+            VmEvent::GuestPanic(kind) => {
+                tracing::warn!(
+                    "the guest's kernel told pvpanic that it gave up: {}",
+                    kind.name()
+                );
             }
             VmEvent::Ended(outcome) => {
                 self.0.mark(TOLD);

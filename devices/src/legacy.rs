@@ -1,6 +1,6 @@
 //! The devices of an old PC that stock kernels still look for: a serial port with its console,
-//! a keyboard controller, the ACPI power registers, a real-time clock and the ports that
-//! bare-metal guests report through.
+//! a keyboard controller, the ACPI power registers, a real-time clock, the port through which a
+//! kernel tells of its panic and those that bare-metal guests report through.
 //!
 //! Owner threads: registers are called by vCPU threads; the thread `console` carries the serial
 //! port's bytes to and from the host, so that no vCPU ever waits for a terminal or a file.
@@ -11,6 +11,7 @@ pub mod debug_port;
 pub mod i8042;
 mod keys;
 pub mod power;
+pub mod pvpanic;
 pub mod serial;
 mod stream;
 pub mod terminal;
@@ -26,6 +27,7 @@ pub use power::{
     POWER_BYTES, POWER_PORT, Power, RESET_REGISTER, RESET_VALUE, S5_SLEEP_TYPE,
     SLEEP_CONTROL_REGISTER, SLEEP_STATUS_REGISTER,
 };
+pub use pvpanic::{OnPanic, PVPANIC_HID, PVPANIC_PORT, PanicKind, Pvpanic, PvpanicBlock};
 pub use serial::{SERIAL_BYTES, SERIAL_GSI, SERIAL_PORT, Serial};
 pub use stream::{ConsoleInput, ConsoleOutput};
 pub use terminal::{RawTerminal, TerminalError, restore_from_signal};

@@ -1,24 +1,26 @@
 //! The port devices of an old PC, on their bus, under a guest that reads and writes at will.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use devices::bus::{Bus, BusDevice, BusKind};
 use devices::legacy::{
     CMOS_BYTES, CMOS_PORT, Cmos, DEBUG_EXIT_BYTES, DEBUG_EXIT_PORT, DebugExit, I8042, I8042_BYTES,
-    I8042_PORT, POST_PORT, POWER_BYTES, POWER_PORT, PostCodes, Power, SERIAL_BYTES, SERIAL_PORT,
-    Serial,
+    I8042_PORT, POST_PORT, POWER_BYTES, POWER_PORT, PVPANIC_PORT, PostCodes, Power, Pvpanic,
+    PvpanicBlock, SERIAL_BYTES, SERIAL_PORT, Serial,
 };
+use observe::{BlackBox, Meta};
 
 use super::input::Input;
 
 /// Where the devices lie, and a little beyond.
-const PORTS: [(u16, u64); 6] = [
+const PORTS: [(u16, u64); 7] = [
     (SERIAL_PORT, SERIAL_BYTES),
     (I8042_PORT, I8042_BYTES),
     (CMOS_PORT, CMOS_BYTES),
     (POWER_PORT, POWER_BYTES),
     (DEBUG_EXIT_PORT, DEBUG_EXIT_BYTES),
     (POST_PORT, 1),
+    (PVPANIC_PORT, 1),
 ];
 /// Most that the serial port holds for a host that does not look: its ring and its FIFO.
 const MOST_OUTPUT: usize = (64 << 10) + 16;
@@ -66,13 +68,14 @@ pub fn run(bytes: &[u8]) {
 }
 
 fn bus(serial: &Arc<Serial>, i8042: &Arc<I8042>) -> Bus {
-    let devices: [Arc<dyn BusDevice>; 6] = [
+    let devices: [Arc<dyn BusDevice>; 7] = [
         Arc::clone(serial) as Arc<dyn BusDevice>,
         Arc::clone(i8042) as Arc<dyn BusDevice>,
         Arc::new(Cmos::with_clock(clock)),
         Arc::new(Power),
         Arc::new(DebugExit::default()),
         Arc::new(PostCodes::default()),
+        pvpanic(),
     ];
     let mut bus = Bus::new(BusKind::Pio);
     for ((base, bytes), device) in PORTS.into_iter().zip(devices) {
@@ -81,6 +84,22 @@ fn bus(serial: &Arc<Serial>, i8042: &Arc<I8042>) -> Bus {
         placed.expect("room on the bus");
     }
     bus
+}
+
+/// One for all runs: what it counts needs a black box, which stays until the end.
+fn pvpanic() -> Arc<Pvpanic> {
+    static DEVICE: OnceLock<(Arc<Pvpanic>, BlackBox)> = OnceLock::new();
+    let (device, _) = DEVICE.get_or_init(|| {
+        let meta = Meta {
+            vm_id: "fuzz".to_owned(),
+            version: "0".to_owned(),
+        };
+        let mut black_box = BlackBox::anonymous(1 << 20, &meta).expect("a black box");
+        let block = PvpanicBlock::place(&mut black_box).expect("room in the black box");
+        let device = Pvpanic::new(block, Box::new(|kind| assert!(!kind.name().is_empty())));
+        (Arc::new(device), black_box)
+    });
+    Arc::clone(device)
 }
 
 /// What fills the serial port's ring after a few of these.

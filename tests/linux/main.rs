@@ -22,6 +22,7 @@ mod inspect;
 mod ledger;
 mod net;
 mod nmi;
+mod panic;
 mod pause;
 mod policy;
 mod stuck;

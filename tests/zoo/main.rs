@@ -12,6 +12,7 @@ mod exit_path;
 mod hostile;
 mod inspect;
 mod lifecycle;
+mod panic;
 mod samples;
 mod stuck;
 mod trace;

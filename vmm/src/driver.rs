@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use devices::legacy::{GuestMessage, MessageKind};
+use devices::legacy::{GuestMessage, MessageKind, PanicKind};
 use devices::virtio::DeviceEvent;
 use observe::blackbox::End;
 use observe::verdict::Change;
@@ -36,6 +36,8 @@ pub enum Message {
     Verdict(Change, u64),
     /// The guest's kernel said that something is wrong.
     Guest(GuestMessage),
+    /// The guest's kernel told the pvpanic device so.
+    Panic(PanicKind),
     /// A dump asks for what it needs of the paused machine.
     Capture(CaptureReply),
     /// From a handle: the owner gives the VM up, for this reason.
@@ -62,6 +64,8 @@ pub struct Driver {
     holding: Holding,
     /// The guest's kernel gave up, with these words.
     panic: Option<String>,
+    /// It told the pvpanic device so; the first that it told.
+    told: Option<PanicKind>,
 }
 
 /// Whether the VM goes on.
@@ -86,6 +90,7 @@ impl Driver {
             asked: 0,
             holding: Holding::default(),
             panic: None,
+            told: None,
         }
     }
 
@@ -178,6 +183,11 @@ impl Driver {
             Message::Guest(message) => {
                 self.note(&message);
                 (self.events)(VmEvent::Guest(message));
+                Ok(())
+            }
+            Message::Panic(kind) => {
+                self.told(kind);
+                (self.events)(VmEvent::GuestPanic(kind));
                 Ok(())
             }
             Message::ThreadFailed { thread, detail } => Err(Outcome::Failed(format!(
@@ -316,10 +326,21 @@ impl Driver {
         }
     }
 
+    /// As [`Driver::note`], of what the pvpanic device was told.
+    fn told(&mut self, kind: PanicKind) {
+        self.told = self.told.or(Some(kind));
+    }
+
     /// How the VM ended, in the light of what the guest's kernel said before.
     fn judged(&mut self, outcome: Outcome) -> Outcome {
         let is_the_guests = matches!(outcome, Outcome::Reset(_) | Outcome::PowerOff);
-        match self.panic.take().filter(|_| is_the_guests) {
+        let told = self.told.map(|kind| match kind {
+            PanicKind::Panicked => "it told pvpanic",
+            PanicKind::CrashLoaded => "it told pvpanic, and had a crash kernel",
+        });
+        // Its own words say more.
+        let line = self.panic.take().or_else(|| told.map(str::to_owned));
+        match line.filter(|_| is_the_guests) {
             Some(line) => Outcome::Panicked {
                 line,
                 then: outcome.to_string(),
@@ -345,8 +366,10 @@ impl Driver {
         let rest: Vec<Message> = self.inbox.try_iter().collect();
         self.waiting_events.extend(rest);
         for message in std::mem::take(&mut self.waiting_events) {
-            if let Message::Guest(words) = &message {
-                self.note(words);
+            match &message {
+                Message::Guest(words) => self.note(words),
+                Message::Panic(kind) => self.told(*kind),
+                _ => {}
             }
             self.waiting_events.push_back(message);
         }
@@ -374,6 +397,7 @@ impl Driver {
             match message {
                 Message::Command(command, reply) => waiting_commands.push_back((command, reply)),
                 Message::Guest(message) => events(VmEvent::Guest(message)),
+                Message::Panic(kind) => events(VmEvent::GuestPanic(kind)),
                 _ => {}
             }
         }

@@ -39,6 +39,8 @@ mod vm;
 mod watcher;
 
 pub use boot::BootError;
+/// What the guest's kernel told the pvpanic device.
+pub use devices::legacy::PanicKind;
 /// Undoes the raw mode that a console put its terminal into; async-signal-safe. For handlers of
 /// signals that kill the process: all other ways out undo it by themselves.
 pub use devices::legacy::restore_from_signal as restore_terminal;

@@ -1,6 +1,6 @@
 //! All kinds of section that a VM has in its black box.
 
-use devices::legacy::{ConsoleBlock, WatchBlock};
+use devices::legacy::{ConsoleBlock, PvpanicBlock, WatchBlock};
 use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::SectionKind;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
@@ -25,6 +25,7 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<ThreadBlock>(),
     SectionKind::of::<ConsoleBlock>(),
     SectionKind::of::<WatchBlock>(),
+    SectionKind::of::<PvpanicBlock>(),
     SectionKind::of::<KvmVmBlock>(),
     SectionKind::of::<KvmVcpuBlock>(),
     SectionKind::of::<TaskBlock>(),

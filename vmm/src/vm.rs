@@ -6,7 +6,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use devices::legacy::{GuestMessage, WatchBlock};
+use devices::legacy::{GuestMessage, PanicKind, WatchBlock};
 use devices::virtio::ThreadBlock;
 use memory::GuestRam;
 use observe::reader::{ReadError, Reader, Snapshot};
@@ -155,6 +155,8 @@ pub enum VmEvent {
     Verdict(Change, u64),
     /// The guest's kernel said on its console that something is wrong; the VM goes on.
     Guest(GuestMessage),
+    /// The guest's kernel told the pvpanic device that it gave up: of each kind the first time.
+    GuestPanic(PanicKind),
     /// The VM is gone; all its threads have ended but `vm`, which says so and then ends.
     Ended(Outcome),
 }

@@ -3,6 +3,7 @@
 mod console;
 #[cfg(any(test, feature = "recording"))]
 mod cut;
+mod pvpanic;
 mod read;
 mod sight;
 
@@ -13,6 +14,7 @@ use crate::ledger::Moment;
 pub use console::MessageSeen;
 #[cfg(any(test, feature = "recording"))]
 pub use cut::Cut;
+pub use pvpanic::PvpanicSeen;
 pub use sight::SightSeen;
 
 /// A VM at one moment, as far as its black box tells.
@@ -63,6 +65,8 @@ pub struct Observation {
     pub drives: Vec<String>,
     /// What the guest's kernel complained of on its console, by kind.
     pub messages: Vec<MessageSeen>,
+    /// What it told the pvpanic device; `None` if it told nothing.
+    pub pvpanic: Option<PvpanicSeen>,
 }
 
 /// A number that was sampled a while ago.

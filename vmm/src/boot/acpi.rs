@@ -159,5 +159,6 @@ mod tests {
         let dsdt = table(&ram, dsdt_at);
         let count = dsdt.windows(8).filter(|w| w == b"LNRO0005").count();
         assert_eq!(count, 19);
+        assert_eq!(dsdt.windows(8).filter(|w| w == b"QEMU0001").count(), 1);
     }
 }

@@ -8,7 +8,10 @@ use acpi_tables::aml::{
 use memory::layout::MMIO_DEVICE_BYTES;
 
 use super::cmdline::MmioWindow;
-use crate::machine::{CMOS_PORT, I8042_GSI, I8042_PORT, S5_SLEEP_TYPE, SERIAL_GSI, SERIAL_PORT};
+use crate::machine::{
+    CMOS_PORT, I8042_GSI, I8042_PORT, PVPANIC_HID, PVPANIC_PORT, S5_SLEEP_TYPE, SERIAL_GSI,
+    SERIAL_PORT,
+};
 
 /// The AML of the DSDT's body.
 pub fn dsdt(vcpus: u8, windows: &[MmioWindow]) -> Vec<u8> {
@@ -17,6 +20,7 @@ pub fn dsdt(vcpus: u8, windows: &[MmioWindow]) -> Vec<u8> {
     serial(&mut bytes);
     keyboard(&mut bytes);
     clock(&mut bytes);
+    panic_port(&mut bytes);
     for (slot, window) in (0u32..).zip(windows) {
         virtio(&mut bytes, slot, *window);
     }
@@ -74,6 +78,14 @@ fn clock(bytes: &mut Vec<u8>) {
     let port = IO::new(CMOS_PORT, CMOS_PORT, 1, 2);
     let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&port]));
     device(bytes, "RTC_", vec![&hid, &resources]);
+}
+
+/// As QEMU declares it, but without the methods that no kernel calls.
+fn panic_port(bytes: &mut Vec<u8>) {
+    let hid = Name::new("_HID".into(), &PVPANIC_HID);
+    let port = IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1);
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&port]));
+    device(bytes, "PEVT", vec![&hid, &resources]);
 }
 
 fn virtio(bytes: &mut Vec<u8>, slot: u32, window: MmioWindow) {

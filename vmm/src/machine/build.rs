@@ -7,7 +7,7 @@ use devices::bus::{Bus, BusDevice, BusKind};
 use devices::legacy::{
     CMOS_BYTES, Cmos, Console, ConsoleBlock, ConsoleInput, ConsoleKey, ConsoleOutput, ConsoleWatch,
     DEBUG_EXIT_BYTES, DEBUG_EXIT_PORT, DebugExit, I8042, I8042_BYTES, POST_PORT, POWER_BYTES,
-    PostCodes, Power, SERIAL_BYTES, Serial, WatchBlock,
+    PostCodes, Power, Pvpanic, PvpanicBlock, SERIAL_BYTES, Serial, WatchBlock,
 };
 use kvm_bindings::kvm_pit_config;
 use kvm_ioctls::VmFd;
@@ -18,8 +18,8 @@ use observe::{BlackBox, Clock};
 
 use super::facts::MachineBlock;
 use super::{
-    CMOS_PORT, I8042_GSI, I8042_PORT, Machine, POWER_PORT, SERIAL_GSI, SERIAL_PORT, processors,
-    virtio, watch,
+    CMOS_PORT, I8042_GSI, I8042_PORT, Machine, POWER_PORT, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT,
+    processors, virtio, watch,
 };
 use crate::boot;
 use crate::driver::Message;
@@ -173,6 +173,18 @@ fn make(
         mmio: Bus::new(BusKind::Mmio),
     };
     let legacy = make_legacy_devices(&vm, &mut buses.pio)?;
+    let panics = owner.inbox.clone();
+    let pvpanic = Pvpanic::new(
+        PvpanicBlock::place(black_box)?,
+        // The vm thread is gone only when the VM is.
+        Box::new(move |kind| drop(panics.send(Message::Panic(kind)))),
+    );
+    put(
+        &mut buses.pio,
+        (PVPANIC_PORT, 1),
+        "pvpanic",
+        Arc::new(pvpanic),
+    )?;
     let (io_threads, kicks) =
         virtio::make(spec, &vm, ram, &mut buses.mmio, black_box, &owner.inbox)?;
     let serial = Arc::clone(&legacy.serial);
@@ -248,17 +260,28 @@ fn make_legacy_devices(vm: &VmFd, pio: &mut Bus) -> Result<Legacy, LaunchError> 
         (POWER_PORT, POWER_BYTES, "power", Arc::new(Power)),
     ];
     for (port, bytes, name, device) in devices {
-        pio.insert(u64::from(port), bytes, name, device)
-            .map_err(|error| LaunchError::Device {
-                device: name.to_owned(),
-                detail: error.to_string(),
-            })?;
+        put(pio, (port, bytes), name, device)?;
     }
     Ok(Legacy {
         serial,
         keyboard,
         debug_exit,
     })
+}
+
+/// Puts a device at so many ports from the first on.
+fn put(
+    pio: &mut Bus,
+    (port, bytes): (u16, u64),
+    name: &str,
+    device: Arc<dyn BusDevice>,
+) -> Result<(), LaunchError> {
+    pio.insert(u64::from(port), bytes, name, device)
+        .map(drop)
+        .map_err(|error| LaunchError::Device {
+            device: name.to_owned(),
+            detail: error.to_string(),
+        })
 }
 
 fn make_console(

@@ -24,7 +24,7 @@ use crate::vm::LaunchError;
 use crate::watcher::kicks::Kick;
 
 /// Names of the machine's own devices (build.rs) that an id could be, too.
-const LEGACY: [&str; 5] = ["serial", "i8042", "cmos", "post", "power"];
+const LEGACY: [&str; 6] = ["serial", "i8042", "cmos", "post", "power", "pvpanic"];
 
 /// Where the devices' registers are, in the order in which the guest finds them.
 pub fn windows(spec: &VmSpec) -> Vec<MmioWindow> {

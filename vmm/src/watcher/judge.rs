@@ -95,7 +95,7 @@ pub struct Judge {
 
 /// Whether the rules read that section.
 pub fn is_wanted(section: &str) -> bool {
-    const KINDS: [&str; 14] = [
+    const KINDS: [&str; 15] = [
         "vcpu",
         "kvm_vcpu",
         "sight",
@@ -110,6 +110,7 @@ pub fn is_wanted(section: &str) -> bool {
         "machine",
         "host",
         "console_watch",
+        "pvpanic",
     ];
     let (kind, _) = section.split_once('/').unwrap_or((section, ""));
     KINDS.contains(&kind)

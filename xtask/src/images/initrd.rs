@@ -9,7 +9,7 @@ use crate::kernel::{Kernel, PLAIN_INDICES};
 const INIT: &str = include_str!("../../../guests/linux/init");
 
 /// What the stock kernels have as modules and a guest of Vitrine may need.
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 10] = [
     "virtio_mmio",
     "virtio_pci",
     "virtio_blk",
@@ -19,6 +19,7 @@ const MODULES: [&str; 9] = [
     "virtio_console",
     "vmw_vsock_virtio_transport",
     "ext4",
+    "pvpanic_mmio",
 ];
 
 /// What decides about the archive's content, beside the kernel: this file too.

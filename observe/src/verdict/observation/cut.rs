@@ -33,7 +33,7 @@ pub enum Cut {
     Sight,
     /// The last minutes' samples.
     Samples,
-    /// The guest's console.
+    /// What the guest's kernel says, on its console and to the pvpanic device.
     Console,
     /// How many vCPUs the guest may start.
     Allowed,
@@ -83,6 +83,7 @@ impl Cut {
             host_errors,
             drives,
             messages,
+            pvpanic,
         } = seen;
         match self {
             Cut::Cgroup => *cgroup = None,
@@ -96,7 +97,10 @@ impl Cut {
                 drives.clear();
             }
             Cut::Samples => *memory = MemorySeen::default(),
-            Cut::Console => messages.clear(),
+            Cut::Console => {
+                messages.clear();
+                *pvpanic = None;
+            }
             Cut::Allowed => *vcpus_allowed = None,
             Cut::Kvm | Cut::States | Cut::Kicks | Cut::Heartbeats | Cut::Places | Cut::Sight => {}
         }

@@ -1,8 +1,8 @@
 //! Reading a snapshot by name.
 
 use super::{
-    CgroupSeen, Doing, HostErrors, KvmSeen, MemorySeen, Observation, QueueSeen, Sampled, SightSeen,
-    ThreadSeen, VcpuSeen, console,
+    CgroupSeen, Doing, HostErrors, KvmSeen, MemorySeen, Observation, PvpanicSeen, QueueSeen,
+    Sampled, SightSeen, ThreadSeen, VcpuSeen, console,
 };
 use crate::ledger::Moment;
 use crate::reader::{Ended, HeartbeatView, SectionView, Snapshot, Value};
@@ -103,6 +103,9 @@ impl Observation {
             messages: of_kind("console_watch")
                 .flat_map(|section| console::messages(snapshot, section))
                 .collect(),
+            pvpanic: snapshot
+                .section("pvpanic")
+                .and_then(|section| PvpanicSeen::of(snapshot, section)),
         }
     }
 }

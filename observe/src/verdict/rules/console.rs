@@ -1,4 +1,4 @@
-//! What the guest's kernel itself says is wrong. It may be mistaken, and it may lie: a verdict
+//! What the guest's kernel itself says is wrong, on its console or to the pvpanic device. It may be mistaken, and it may lie: a verdict
 //! gives its words.
 
 use super::Look;
@@ -48,6 +48,7 @@ const STUCK: [Stuck; 5] = [
 
 /// Comes after the other rules: what they say too is told once.
 pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    told(look, verdicts);
     panic(look, verdicts);
     if look.is_running() {
         stuck(look, verdicts);
@@ -89,6 +90,25 @@ fn add(verdict: Verdict, verdicts: &mut Vec<Verdict>) {
             there.evidence.push((name, fact));
         }
     }
+}
+
+/// It told the pvpanic device that it gave up. With a crash kernel it goes on, as that one.
+fn told(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
+    let Some(told) = look.now.pvpanic else {
+        return;
+    };
+    let (says, severity) = match told.panicked {
+        0 => ("and its crash kernel took over", Severity::Warning),
+        _ => ("by the pvpanic device", Severity::Error),
+    };
+    let summary = format!("the guest's kernel told that it gave up (panic), {says}");
+    let vm = Subject::whole("vm");
+    let verdict = Verdict::new(Code::GuestPanic, vm, told.since_ns, summary).at(severity);
+    let verdict = verdict.number("pvpanic", told.panicked);
+    add(
+        verdict.number("pvpanic_crash_loaded", told.crash_loaded),
+        verdicts,
+    );
 }
 
 /// After a panic there is no kernel. After an oops there may be one for long.

@@ -51,6 +51,33 @@ unsafe impl Section for Drive {
     ];
 }
 
+#[repr(C)]
+struct Pvpanic {
+    told: [Counter; 2],
+    first_at: [Gauge; 2],
+}
+
+// SAFETY: repr(C), cells only.
+#[allow(unsafe_code)]
+unsafe impl Section for Pvpanic {
+    const KIND: &'static str = "pvpanic";
+    const INSTANCE: &'static [&'static str] = &[];
+    #[rustfmt::skip]
+    const FIELDS: &'static [Field] = &[
+        Field::counter("told", Unit::None, offset_of!(Pvpanic, told), "T.").column(2, 8, "panic"),
+        Field::gauge("first_at", Unit::Ticks, offset_of!(Pvpanic, first_at), "F.").column(2, 8, "panic"),
+    ];
+}
+
+/// Puts the device into a world, which was told of a row's kind at `ns`.
+fn told(world: &mut World, row: usize, ns: u64) {
+    let kinds = names(&["panicked", "crash_loaded"]);
+    let placed = world.black_box.section("pvpanic", &[("panic", &kinds)]);
+    let pvpanic: Block<Pvpanic> = placed.unwrap();
+    pvpanic.told[row].inc();
+    pvpanic.first_at[row].set(world.ticks(ns));
+}
+
 /// A made-up VM with these drives, and the watch on its console.
 fn world(drives: &[&str]) -> (World, Block<Watch>) {
     let mut world = World::new();
@@ -108,6 +135,50 @@ fn a_panic_is_told_with_its_words_for_as_long_as_the_black_box_is_there() {
     assert_eq!(*fact(&verdicts[0], "line"), Fact::Text(format!("{words} ")));
     assert_eq!(*fact(&verdicts[0], "panics"), Fact::Number(1));
     assert_eq!(*fact(&verdicts[0], "oopses"), Fact::Number(1));
+}
+
+#[test]
+fn a_panic_that_only_pvpanic_was_told_of_is_told_for_good() {
+    let (mut world, _watch) = world(&[]);
+    told(&mut world, 0, 100 * S);
+    let now = world.seen(9000 * S);
+    let verdicts = diagnose(None, &now, &Thresholds::default());
+    assert_eq!(subjects(&verdicts), [("guest-panic", "vm")]);
+    assert_eq!(verdicts[0].severity, Severity::Error);
+    assert_eq!(*fact(&verdicts[0], "pvpanic"), Fact::Number(1));
+    let age = now.at_ns - verdicts[0].since_ns;
+    assert!((8899 * S..8901 * S).contains(&age), "{age}");
+}
+
+#[test]
+fn a_panic_in_words_and_by_pvpanic_is_one_and_pvpanic_comes_first() {
+    let (mut world, watch) = world(&[]);
+    told(&mut world, 0, 100 * S);
+    let words = "Kernel panic - not syncing: sysrq triggered crash";
+    says(&world, &watch, "panic", 105 * S, &format!("{words}\n"));
+    let verdicts = diagnose(None, &world.seen(200 * S), &Thresholds::default());
+    assert_eq!(subjects(&verdicts), [("guest-panic", "vm")]);
+    let named: Vec<_> = verdicts[0].evidence.iter().map(|(name, _)| *name).collect();
+    let all = [
+        "pvpanic",
+        "pvpanic_crash_loaded",
+        "line",
+        "panics",
+        "oopses",
+    ];
+    assert_eq!(named, all);
+    assert_eq!(*fact(&verdicts[0], "line"), Fact::Text(words.to_owned()));
+    assert!(verdicts[0].summary.contains("pvpanic"));
+}
+
+#[test]
+fn a_guest_with_a_crash_kernel_goes_on_and_is_a_warning() {
+    let (mut world, _watch) = world(&[]);
+    told(&mut world, 1, 100 * S);
+    let verdicts = diagnose(None, &world.seen(200 * S), &Thresholds::default());
+    assert_eq!(subjects(&verdicts), [("guest-panic", "vm")]);
+    assert_eq!(verdicts[0].severity, Severity::Warning);
+    assert!(verdicts[0].summary.contains("crash kernel"));
 }
 
 #[test]
