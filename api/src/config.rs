@@ -7,15 +7,17 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 use vmm::{
-    BlackBoxSpec, BootSpec, DriveSpec, Entry, Limits, NetSpec, SerialInput, SerialOutput,
-    SerialSpec,
+    BalloonSpec, BlackBoxSpec, BootSpec, DriveSpec, Entry, Limits, NetSpec, SerialInput,
+    SerialOutput, SerialSpec,
 };
 use vmm::{SpecError, VmSpec, validate};
 
 use crate::policy::Policy;
 use crate::wire::machine_config::MachineConfig;
 use crate::wire::{self, MetricsWire, SerialWire, WireError};
-use crate::wire::{BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire};
+use crate::wire::{
+    BalloonWire, BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire,
+};
 
 /// How long each step of an orderly stop may take.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -90,6 +92,7 @@ pub struct Config {
     boot: Option<BootSourceWire>,
     drives: Vec<(DriveWire, DriveSpec)>,
     networks: Vec<(NetworkWire, NetSpec)>,
+    balloon: Option<(BalloonWire, BalloonSpec)>,
     serial: Option<SerialWire>,
     logger: Option<LoggerWire>,
     metrics: Option<MetricsWire>,
@@ -104,6 +107,8 @@ pub struct FullConfig<'a> {
     drives: Vec<&'a DriveWire>,
     machine_config: &'a MachineConfig,
     network_interfaces: Vec<&'a NetworkWire>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balloon: Option<BalloonWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
     serial: Option<&'a SerialWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +130,7 @@ impl Config {
             boot: None,
             drives: Vec::new(),
             networks: Vec::new(),
+            balloon: None,
             serial: None,
             logger: None,
             metrics: None,
@@ -148,6 +154,7 @@ impl Config {
             drives: self.drives.iter().map(|(wire, _)| wire).collect(),
             machine_config: &self.machine,
             network_interfaces: self.networks.iter().map(|(wire, _)| wire).collect(),
+            balloon: self.balloon(),
             serial: self.serial.as_ref(),
             logger: self.logger.as_ref(),
             metrics: self.metrics.as_ref(),
@@ -191,6 +198,9 @@ impl Config {
         validate::vcpus(machine.vcpu_count, machine.smt)?;
         let judged = machine.memory().validate();
         judged.map_err(|error| ConfigError::Memory(error.to_string()))?;
+        if let Some((_, balloon)) = &self.balloon {
+            validate::balloon(balloon, &machine.memory())?;
+        }
         self.machine = machine;
         Ok(())
     }
@@ -261,6 +271,30 @@ impl Config {
         Ok(())
     }
 
+    /// Replaces the balloon.
+    ///
+    /// # Errors
+    /// It is larger than the guest's memory.
+    pub fn put_balloon(&mut self, wire: BalloonWire) -> Result<(), ConfigError> {
+        let (wire, spec) = wire.convert();
+        validate::balloon(&spec, &self.machine.memory())?;
+        self.balloon = Some((wire, spec));
+        Ok(())
+    }
+
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<BalloonWire> {
+        self.balloon.map(|(wire, _)| wire)
+    }
+
+    /// Keeps what the balloon of a started VM was told.
+    pub fn note_balloon(&mut self, amount_mib: Option<u32>, interval_s: Option<u16>) {
+        if let Some((wire, _)) = &mut self.balloon {
+            wire.amount_mib = amount_mib.unwrap_or(wire.amount_mib);
+            wire.stats_polling_interval_s = interval_s.or(wire.stats_polling_interval_s);
+        }
+    }
+
     /// Replaces the serial console.
     ///
     /// # Errors
@@ -321,6 +355,7 @@ impl Config {
             },
             drives: self.drives.iter().map(|(_, spec)| spec.clone()).collect(),
             networks: self.networks.iter().map(|(_, spec)| spec.clone()).collect(),
+            balloon: self.balloon.map(|(_, spec)| spec),
             serial: SerialSpec {
                 input: self.fixed.serial_input,
                 output: out.map_or(SerialOutput::Stdout, SerialOutput::File),

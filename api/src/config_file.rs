@@ -12,7 +12,9 @@ use crate::config::{Config, ConfigError};
 use crate::logging::{LogControl, SinkError};
 use crate::metrics_file;
 use crate::policy::Rulebook;
-use crate::wire::{self, BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire};
+use crate::wire::{
+    self, BalloonWire, BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire,
+};
 use crate::wire::{MetricsWire, SerialWire, WireError};
 
 /// Why a configuration file is refused.
@@ -59,7 +61,7 @@ struct ConfigFileWire {
     network_interfaces: Option<Vec<NetworkWire>>,
     logger: Option<LoggerWire>,
     serial: Option<SerialWire>,
-    balloon: Option<IgnoredAny>,
+    balloon: Option<BalloonWire>,
     cpu_config: Option<IgnoredAny>,
     entropy: Option<IgnoredAny>,
     memory_hotplug: Option<IgnoredAny>,
@@ -73,7 +75,6 @@ struct ConfigFileWire {
 impl ConfigFileWire {
     fn refuse_unsupported(&self) -> Result<(), WireError> {
         let parts = [
-            ("balloon", self.balloon.is_some()),
             ("cpu-config", self.cpu_config.is_some()),
             ("entropy", self.entropy.is_some()),
             ("memory-hotplug", self.memory_hotplug.is_some()),
@@ -154,6 +155,9 @@ pub fn load(
                 .map_err(ConfigError::Wire)
                 .and_then(|()| config.put_network(network)),
         )?;
+    }
+    if let Some(balloon) = file.balloon {
+        part("balloon", config.put_balloon(balloon))?;
     }
     if let Some(serial) = file.serial {
         part("serial", config.put_serial(serial))?;

@@ -173,14 +173,15 @@ struct KvmMachine {
 
 impl Machine for KvmMachine {
     fn command(&self, command: Command, reply: Reply) {
+        let reply = |done: Result<(), _>| reply(done.map_err(|error| MachineError::new(&error)));
         let command = match command {
             Command::Pause => VmCommand::Pause,
             Command::Resume => VmCommand::Resume,
             Command::CtrlAltDel => VmCommand::CtrlAltDel,
             Command::Nmi => VmCommand::Nmi,
             Command::Stop => VmCommand::Stop,
+            Command::Balloon(order) => return self.vm.balloon(order, Box::new(reply)),
         };
-        let reply = |done: Result<(), _>| reply(done.map_err(|error| MachineError::new(&error)));
         self.vm.command(command, Box::new(reply));
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vmm::observe::reader::Snapshot;
 use vmm::observe::verdict::Change;
-use vmm::{DumpKind, Standing, VmSpec};
+use vmm::{BalloonOrder, DumpKind, Standing, VmSpec};
 
 /// What a VM can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum Command {
     CtrlAltDel,
     /// Send an NMI to every vCPU.
     Nmi,
+    /// Tell the balloon something.
+    Balloon(BalloonOrder),
     /// End the VM in order.
     Stop,
 }

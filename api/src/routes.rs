@@ -26,6 +26,22 @@ pub enum Endpoint {
     Drive,
     /// PUT /network-interfaces/{iface_id}
     Network,
+    /// GET /balloon
+    Balloon,
+    /// PUT /balloon
+    PutBalloon,
+    /// PATCH /balloon
+    PatchBalloon,
+    /// GET /balloon/statistics
+    BalloonStatistics,
+    /// PATCH /balloon/statistics
+    PatchBalloonStatistics,
+    /// PATCH /balloon/hinting/start
+    StartHinting,
+    /// PATCH /balloon/hinting/stop
+    StopHinting,
+    /// GET /balloon/hinting/status
+    HintingStatus,
     /// PUT /logger
     Logger,
     /// PUT /metrics
@@ -113,26 +129,18 @@ pub const ROUTES: &[Route] = &[
         "/network-interfaces/{iface_id}",
         Later("changing an interface of a started VM"),
     ),
-    row("GET", "/balloon", Later("the balloon device")),
-    row("PUT", "/balloon", Later("the balloon device")),
-    row("PATCH", "/balloon", Later("the balloon device")),
-    row("GET", "/balloon/statistics", Later("the balloon device")),
-    row("PATCH", "/balloon/statistics", Later("the balloon device")),
+    row("GET", "/balloon", Endpoint::Balloon),
+    row("PUT", "/balloon", Endpoint::PutBalloon),
+    row("PATCH", "/balloon", Endpoint::PatchBalloon),
+    row("GET", "/balloon/statistics", Endpoint::BalloonStatistics),
     row(
         "PATCH",
-        "/balloon/hinting/start",
-        Later("the balloon device"),
+        "/balloon/statistics",
+        Endpoint::PatchBalloonStatistics,
     ),
-    row(
-        "PATCH",
-        "/balloon/hinting/stop",
-        Later("the balloon device"),
-    ),
-    row(
-        "GET",
-        "/balloon/hinting/status",
-        Later("the balloon device"),
-    ),
+    row("PATCH", "/balloon/hinting/start", Endpoint::StartHinting),
+    row("PATCH", "/balloon/hinting/stop", Endpoint::StopHinting),
+    row("GET", "/balloon/hinting/status", Endpoint::HintingStatus),
     row("PUT", "/entropy", Later("the entropy device")),
     row("PUT", "/vsock", Later("the vsock device")),
     row("PUT", "/cpu-config", Later("a CPU template")),

@@ -4,6 +4,7 @@
 //! take no turn and are answered while a VM starts, pauses or does not answer. When a request is
 //! taken is judged in [`crate::admission`] alone.
 
+mod balloon;
 mod reads;
 
 use std::cell::RefCell;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, timeout};
+use vmm::BalloonRefusal;
 
 use crate::FIRECRACKER_VERSION;
 use crate::admission::{Denial, Operation, Phase, admit};
@@ -31,7 +33,7 @@ use crate::policy::Rulebook;
 use crate::record::Recorder;
 use crate::routes::{self, Endpoint, Route};
 use crate::trace::{TraceRefusal, Tracing};
-use crate::wire::{self, ActionTypeWire, ActionWire, DriveWire, LoggerWire};
+use crate::wire::{self, ActionTypeWire, ActionWire, BalloonWire, DriveWire, LoggerWire};
 use crate::wire::{
     MetricsWire, NetworkWire, SerialWire, VersionWire, VmStateWire, VmWire, WireError,
 };
@@ -85,6 +87,12 @@ enum SessionError {
     Trace(#[from] TraceRefusal),
     #[error(transparent)]
     Dump(#[from] DumpRefusal),
+    #[error(transparent)]
+    Balloon(#[from] BalloonRefusal),
+    #[error(
+        "Statistics for the balloon device are not enabled: give stats_polling_interval_s of 1 or more before the start."
+    )]
+    StatisticsDisabled,
     #[error("{what} did not end within {} s; the log and GET /metrics may tell what holds it up", after.as_secs_f32())]
     Deadline { what: &'static str, after: Duration },
     #[error(
@@ -217,6 +225,9 @@ impl Session {
                 remedy: "leave this request out",
             }
             .into()),
+            Endpoint::Balloon => self.balloon(),
+            Endpoint::BalloonStatistics => self.balloon_statistics(),
+            Endpoint::HintingStatus => self.hinting_status(),
             Endpoint::Events => self.events(&request.target),
             Endpoint::Trace => self.trace(&request.target),
             Endpoint::Policy => Ok(self.policy()),
@@ -273,6 +284,14 @@ impl Session {
                 };
                 self.configure(body, judge).await
             }
+            Endpoint::PutBalloon => {
+                self.configure(body, |c, wire: BalloonWire| c.put_balloon(wire))
+                    .await
+            }
+            Endpoint::PatchBalloon
+            | Endpoint::PatchBalloonStatistics
+            | Endpoint::StartHinting
+            | Endpoint::StopHinting => self.change_balloon(endpoint, body).await,
             Endpoint::Logger => self.put_logger(body).await,
             Endpoint::PutMetrics => self.put_metrics(body).await,
             // Takes no turn: it holds at any time, also while the VM starts.
@@ -381,7 +400,7 @@ impl Session {
                 match command {
                     Command::Pause => self.metrics_file.requests.paused(begin.elapsed()),
                     Command::Resume => self.metrics_file.requests.resumed(begin.elapsed()),
-                    Command::CtrlAltDel | Command::Nmi | Command::Stop => {}
+                    Command::CtrlAltDel | Command::Nmi | Command::Balloon(_) | Command::Stop => {}
                 }
                 Ok(())
             }

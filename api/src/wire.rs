@@ -4,6 +4,7 @@
 //! Every optional field is an [`Option`], so that `null` means absent; unknown fields are refused. The
 //! [`policy`] is Vitrine's own and is read by hand, so that each refusal says what is allowed.
 
+pub mod balloon;
 pub mod boot_source;
 pub mod drive;
 pub mod dump;
@@ -18,6 +19,7 @@ pub mod policy;
 pub mod rate_limiter;
 pub mod vm;
 
+pub use balloon::BalloonWire;
 pub use boot_source::BootSourceWire;
 pub use drive::{CacheTypeWire, DriveWire, IoEngineWire};
 pub use dump::{DumpKindWire, DumpWire};

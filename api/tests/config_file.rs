@@ -93,8 +93,13 @@ fn what_is_wrong_is_named() {
         ),
         (
             "balloon",
-            json!({"amount_mib": 1}),
-            ["balloon", "not supported by this build"],
+            json!({"amount_mib": 1, "deflate_on_oom": true, "pages": 3}),
+            ["unknown field", "pages"],
+        ),
+        (
+            "balloon",
+            json!({"amount_mib": 9999, "deflate_on_oom": true}),
+            ["balloon in the configuration file", "amount_mib 9999"],
         ),
         ("pmem", json!([{}]), ["pmem", "not supported by this build"]),
         (

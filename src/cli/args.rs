@@ -83,7 +83,10 @@ Examples:
   vitrine run --kernel vmlinux --drive rootfs.ext4 --drive data.img,ro --net tap0 --cpus 2
 
 The first drive is the guest's root, unless there is an initrd. The guest has the terminal;
-Ctrl-A x stops it, Ctrl-A h helps.";
+Ctrl-A x stops it, Ctrl-A h helps.
+
+A balloon, which gives guest memory back to the host, takes the daemon and its API, or the key
+\"balloon\" of a --config-file: docs/balloon.md.";
 
 const TRACE_EXAMPLES: &str = "\
 Examples:

@@ -205,12 +205,6 @@ fn what_this_build_does_not_do_yet() {
         r#"{"guest_cid": 3, "uds_path": "v.sock"}"#,
         &words,
     );
-    refused(
-        "PUT",
-        "/balloon",
-        r#"{"amount_mib": 1, "deflate_on_oom": true}"#,
-        &words,
-    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use devices::legacy::{ConsoleBlock, WatchBlock};
-use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
+use devices::virtio::{BalloonBlock, DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::Section;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
@@ -66,6 +66,7 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<KickBlock>();
     check::<DeviceBlock>();
     check::<TransportBlock>();
+    check::<BalloonBlock>();
     check::<ThreadBlock>();
     check::<ConsoleBlock>();
     check::<WatchBlock>();

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use devices::legacy::{GuestMessage, MessageKind, PanicKind};
-use devices::virtio::DeviceEvent;
+use devices::virtio::{BalloonOrder, DeviceEvent};
 use observe::blackbox::End;
 use observe::verdict::Change;
 
@@ -46,6 +46,8 @@ pub enum Message {
     StopKey,
     /// From a handle.
     Command(VmCommand, Reply),
+    /// From a handle: an order to the balloon.
+    Balloon(BalloonOrder, Reply),
     /// From a handle: a look into this vCPU.
     Inspect(u8, Request),
 }
@@ -203,6 +205,10 @@ impl Driver {
             Message::Fail(reason) => Err(Outcome::Failed(reason)),
             Message::StopKey => Err(Outcome::Stopped),
             Message::Command(command, reply) => self.command(command, reply),
+            Message::Balloon(order, reply) => {
+                reply(self.balloon(order));
+                Ok(())
+            }
             Message::Inspect(vcpu, request) => {
                 self.machine.inspect(vcpu, request);
                 Ok(())
@@ -227,6 +233,8 @@ impl Driver {
                 VmCommand::Resume => self.resume(),
                 VmCommand::CtrlAltDel => self.machine.ctrl_alt_del(),
                 VmCommand::Nmi => self.nmi(),
+                // Comes with its order, as a message of its own.
+                VmCommand::Balloon => Ok(()),
                 VmCommand::Stop => {
                     reply(Ok(()));
                     return Err(Outcome::Stopped);
@@ -235,6 +243,17 @@ impl Driver {
         };
         reply(answer);
         Ok(())
+    }
+
+    fn balloon(&self, order: BalloonOrder) -> Result<(), CommandError> {
+        let command = VmCommand::Balloon;
+        match admit(self.state(), command) {
+            Admission::Deny(reason) => Err(CommandError::Denied {
+                command: command.word(),
+                reason,
+            }),
+            _ => Ok(self.machine.balloon(order)?),
+        }
     }
 
     /// vCPUs first, so that the guest makes no new work, then devices.
@@ -396,6 +415,7 @@ impl Driver {
         for message in waiting_events.into_iter().chain(inbox.try_iter()) {
             match message {
                 Message::Command(command, reply) => waiting_commands.push_back((command, reply)),
+                Message::Balloon(_, reply) => reply(Err(CommandError::Ended)),
                 Message::Guest(message) => events(VmEvent::Guest(message)),
                 Message::Panic(kind) => events(VmEvent::GuestPanic(kind)),
                 _ => {}

@@ -48,6 +48,8 @@ pub use devices::legacy::restore_from_signal as restore_terminal;
 pub use devices::legacy::{Facts, GuestMessage, MessageKind};
 /// What a thread keeps in the black box, for [`Vm::launch_with`].
 pub use devices::virtio::ThreadBlock;
+/// What a balloon can be told, and why it does not do it.
+pub use devices::virtio::{BalloonOrder, BalloonRefusal};
 pub use dump::{DumpError, DumpKind};
 pub use hypervisor::HostError;
 pub use inspect::{InspectError, VcpuView};
@@ -56,8 +58,8 @@ pub use memory::MemoryError;
 pub use observe;
 pub use sections::SECTIONS;
 pub use spec::{
-    Backing, BlackBoxSpec, BootSpec, Cache, DriveSpec, Entry, Judging, MemorySpec, NetSpec,
-    SerialInput, SerialOutput, SerialSpec, Unpack, VmSpec,
+    Backing, BalloonSpec, BlackBoxSpec, BootSpec, Cache, DriveSpec, Entry, Judging, MemorySpec,
+    NetSpec, SerialInput, SerialOutput, SerialSpec, Unpack, VmSpec,
 };
 pub use validate::SpecError;
 pub use vcpu::exit::ResetCause;

@@ -55,6 +55,8 @@ pub enum VmCommand {
     Stop = 4,
     /// Send an NMI to every vCPU.
     Nmi = 5,
+    /// Tell the balloon something.
+    Balloon = 6,
 }
 
 impl VmCommand {
@@ -66,6 +68,7 @@ impl VmCommand {
             VmCommand::CtrlAltDel => "Ctrl-Alt-Del",
             VmCommand::Stop => "stop",
             VmCommand::Nmi => "NMI",
+            VmCommand::Balloon => "the balloon's change",
         }
     }
 
@@ -77,6 +80,7 @@ impl VmCommand {
             VmCommand::CtrlAltDel,
             VmCommand::Stop,
             VmCommand::Nmi,
+            VmCommand::Balloon,
         ];
         let mut names = vec![String::new(); all.len() + 1];
         for command in all {
@@ -104,7 +108,7 @@ pub fn admit(state: VmState, command: VmCommand) -> Admission {
     use Admission::{Accept, Already, Deny};
     match (state, command) {
         (VmState::Running, VmCommand::Resume) | (VmState::Paused, VmCommand::Pause) => Already,
-        (VmState::Running | VmState::Paused, VmCommand::Stop)
+        (VmState::Running | VmState::Paused, VmCommand::Stop | VmCommand::Balloon)
         | (VmState::Running, VmCommand::Pause | VmCommand::CtrlAltDel | VmCommand::Nmi)
         | (VmState::Paused, VmCommand::Resume) => Accept,
         (VmState::Paused, VmCommand::CtrlAltDel) => {

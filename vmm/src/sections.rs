@@ -1,7 +1,7 @@
 //! All kinds of section that a VM has in its black box.
 
 use devices::legacy::{ConsoleBlock, PvpanicBlock, WatchBlock};
-use devices::virtio::{DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
+use devices::virtio::{BalloonBlock, DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::SectionKind;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
@@ -22,6 +22,7 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<KickBlock>(),
     SectionKind::of::<DeviceBlock>(),
     SectionKind::of::<TransportBlock>(),
+    SectionKind::of::<BalloonBlock>(),
     SectionKind::of::<ThreadBlock>(),
     SectionKind::of::<ConsoleBlock>(),
     SectionKind::of::<WatchBlock>(),

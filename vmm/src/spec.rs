@@ -33,6 +33,8 @@ pub struct VmSpec {
     pub drives: Vec<DriveSpec>,
     /// Network devices, in the order in which the guest finds them.
     pub networks: Vec<NetSpec>,
+    /// The balloon, if the guest has one.
+    pub balloon: Option<BalloonSpec>,
     /// The serial console.
     pub serial: SerialSpec,
     /// The black box.
@@ -127,6 +129,29 @@ pub struct NetSpec {
     pub mtu: Option<u16>,
 }
 
+/// A balloon: memory that the guest lends to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BalloonSpec {
+    /// How large it is to be at first, at most the guest's memory.
+    pub target_mib: u32,
+    /// Whether the guest takes memory out of it before it kills a process for want of memory.
+    pub deflate_on_oom: bool,
+    /// How often the guest is asked for statistics, in seconds; with 0 there are none.
+    pub statistics_s: u16,
+    /// Whether the guest can be asked to name its free memory.
+    pub hinting: bool,
+    /// Whether the guest reports free memory by itself.
+    pub reporting: bool,
+}
+
+impl BalloonSpec {
+    /// Its queues: two, and one for each of what it can have.
+    pub fn queues(&self) -> usize {
+        let optional = [self.statistics_s > 0, self.hinting, self.reporting];
+        2 + optional.iter().filter(|there| **there).count()
+    }
+}
+
 /// Where the serial console's bytes come from and go to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SerialSpec {
@@ -188,6 +213,7 @@ impl VmSpec {
             boot,
             drives: Vec::new(),
             networks: Vec::new(),
+            balloon: None,
             serial: SerialSpec::default(),
             black_box: BlackBoxSpec::default(),
             stop_deadline: Duration::from_secs(5),
@@ -212,6 +238,9 @@ impl VmSpec {
         }
         validate::drives_together(&self.drives)?;
         validate::networks_together(&self.networks)?;
+        if let Some(balloon) = &self.balloon {
+            validate::balloon(balloon, &self.memory)?;
+        }
         self.drives.iter().try_for_each(validate::drive)?;
         self.networks.iter().try_for_each(validate::net)?;
         Ok(())

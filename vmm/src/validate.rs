@@ -4,6 +4,7 @@
 //! Nothing here is opened for longer than the check, and nothing is changed. A check that passes
 //! is no promise: the host may change before the VM starts, and launching reports that too.
 
+mod balloon;
 mod ids;
 
 use std::fs::{self, File, FileType, OpenOptions};
@@ -12,6 +13,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::spec::{DriveSpec, MAX_CMDLINE, MAX_VCPUS, NetSpec};
+pub use balloon::balloon;
 use ids::MAX_VM_ID;
 pub use ids::{drives_together, networks_together, vm_id};
 
@@ -25,6 +27,16 @@ const MAX_IFNAME: usize = 15;
 /// What is wrong with a part of a spec, and what would be right.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
+    /// A balloon that is larger than the guest.
+    #[error(
+        "amount_mib {asked} is more than the guest's memory of {memory} MiB; give at most {memory}, or a larger mem_size_mib"
+    )]
+    BalloonTooLarge {
+        /// MiB asked.
+        asked: u32,
+        /// MiB of the guest's memory.
+        memory: u64,
+    },
     /// An id that no VM can have.
     #[error(
         "the VM's id {0:?} cannot be used; give 1 to {MAX_VM_ID} of the characters A-Z, a-z, 0-9, '_' and '-'"

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use devices::legacy::{GuestMessage, PanicKind, WatchBlock};
-use devices::virtio::ThreadBlock;
+use devices::virtio::{BalloonBlock, BalloonOrder, BalloonRefusal, ThreadBlock};
 use memory::GuestRam;
 use observe::reader::{ReadError, Reader, Snapshot};
 use observe::verdict::Change;
@@ -89,6 +89,9 @@ pub enum CommandError {
         /// The deadline.
         ms: u64,
     },
+    /// The balloon cannot do it.
+    #[error(transparent)]
+    Balloon(#[from] BalloonRefusal),
     /// The VM ended meanwhile.
     #[error("the microVM has ended")]
     Ended,
@@ -261,6 +264,16 @@ impl Vm {
         }
     }
 
+    /// Tells the balloon something; `reply` is called as [`Vm::command`] does. It does not wait for
+    /// the guest, which makes the balloon larger or smaller in its own time.
+    pub fn balloon(&self, order: BalloonOrder, reply: Reply) {
+        if let Err(returned) = self.inbox.send(Message::Balloon(order, reply))
+            && let Message::Balloon(_, reply) = returned.0
+        {
+            reply(Err(CommandError::Ended));
+        }
+    }
+
     /// As [`Vm::command`], waiting at most `deadline`.
     ///
     /// # Errors
@@ -371,10 +384,12 @@ fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
     const FIXED: usize = (128 << 10)
         + observe::host::section_bytes()
         + room(BlackBox::section_bytes::<ThreadBlock>())
+        + room(BlackBox::section_bytes::<BalloonBlock>())
         + room(BlackBox::section_bytes::<WatchBlock>());
     const EACH_VCPU: usize = 68 << 10;
     const EACH_QUEUE: usize = 48 << 10;
-    let queues = spec.drives.len() + 2 * spec.networks.len();
+    let balloon = spec.balloon.map_or(0, |balloon| balloon.queues());
+    let queues = spec.drives.len() + 2 * spec.networks.len() + balloon;
     let vcpus = usize::from(spec.vcpus);
     let samples = room(Samples::section_bytes(vcpus, queues));
     let bytes = FIXED + vcpus * EACH_VCPU + queues * EACH_QUEUE + samples;

@@ -49,7 +49,7 @@ impl Machine for FakeMachine {
             Command::Pause => self.set(MachineState::Paused),
             Command::Resume => self.set(MachineState::Running),
             Command::Stop => self.set(MachineState::Stopped),
-            Command::CtrlAltDel | Command::Nmi => {}
+            Command::CtrlAltDel | Command::Nmi | Command::Balloon(_) => {}
         }
         std::thread::spawn(move || reply(Ok(())));
     }

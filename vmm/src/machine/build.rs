@@ -58,6 +58,7 @@ impl Machine {
 struct Parts {
     vcpus: Vec<crate::vcpu::VcpuHandle>,
     io_threads: Vec<devices::virtio::IoThread>,
+    balloon: Option<devices::virtio::BalloonHandle>,
     console: Console,
     watcher: Watcher,
     keyboard: Arc<I8042>,
@@ -74,6 +75,7 @@ impl Parts {
         Machine {
             vcpus: self.vcpus,
             io_threads: self.io_threads,
+            balloon: self.balloon,
             console: Some(self.console),
             watcher: Some(self.watcher),
             keyboard: self.keyboard,
@@ -130,6 +132,7 @@ fn assemble(spec: &VmSpec, black_box: &mut BlackBox, owner: &Owner) -> Result<Pa
     Ok(Parts {
         vcpus,
         io_threads: made.io_threads,
+        balloon: made.balloon,
         console: made.console,
         watcher: made.watcher,
         keyboard: made.legacy.keyboard,
@@ -147,6 +150,7 @@ struct Made {
     fds: Vec<kvm_ioctls::VcpuFd>,
     blocks: Vec<observe::Block<crate::vcpu::counters::VcpuBlock>>,
     io_threads: Vec<devices::virtio::IoThread>,
+    balloon: Option<devices::virtio::BalloonHandle>,
     console: Console,
     watcher: Watcher,
     legacy: Legacy,
@@ -185,8 +189,11 @@ fn make(
         "pvpanic",
         Arc::new(pvpanic),
     )?;
-    let (io_threads, kicks) =
-        virtio::make(spec, &vm, ram, &mut buses.mmio, black_box, &owner.inbox)?;
+    let virtio::Made {
+        threads: io_threads,
+        kicks,
+        balloon,
+    } = virtio::make(spec, &vm, ram, &mut buses.mmio, black_box, &owner.inbox)?;
     let serial = Arc::clone(&legacy.serial);
     let blocks = processors::blocks(black_box, spec.vcpus, &buses)?;
     let console = make_console(&spec.serial, serial, black_box, &owner.inbox)?;
@@ -197,6 +204,7 @@ fn make(
         console,
         fds,
         io_threads,
+        balloon,
         legacy,
         block,
         facts: MachineBlock::place(black_box, spec)?,

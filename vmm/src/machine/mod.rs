@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use devices::legacy::{Console, DebugExit, I8042};
-use devices::virtio::{IoThread, ThreadBlock};
+use devices::virtio::{BalloonHandle, BalloonOrder, BalloonRefusal, IoThread, ThreadBlock};
 use kvm_ioctls::VmFd;
 use memory::GuestRam;
 use observe::blackbox::{End, Pulse};
@@ -44,6 +44,7 @@ pub const MAX_VIRTIO_DEVICES: u32 = IOAPIC_INPUTS - FIRST_VIRTIO_GSI;
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     io_threads: Vec<IoThread>,
+    balloon: Option<BalloonHandle>,
     console: Option<Console>,
     watcher: Option<Watcher>,
     keyboard: Arc<I8042>,
@@ -133,6 +134,15 @@ impl Machine {
             registers,
             hold: holding.begin(bytes),
         })
+    }
+
+    /// Tells the balloon something.
+    ///
+    /// # Errors
+    /// There is none, or it cannot do that.
+    pub fn balloon(&self, order: BalloonOrder) -> Result<(), BalloonRefusal> {
+        let balloon = self.balloon.as_ref();
+        balloon.ok_or(BalloonRefusal::NoBalloon)?.obey(order)
     }
 
     fn tell(&mut self, command: &Command) {

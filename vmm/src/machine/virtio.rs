@@ -7,36 +7,52 @@ use std::sync::mpsc::Sender;
 use devices::bus::Bus;
 use devices::virtio::mmio::registers::QUEUE_NOTIFY;
 use devices::virtio::{
-    BlockDevice, BlockSpec, DeviceCounters, DeviceProfile, IoThread, IoThreadSpec, MmioTransport,
-    NetDevice, TapSpec, ThreadBlock, VirtioDevice,
+    BalloonBlock, BalloonDevice, BalloonHandle, BlockDevice, BlockSpec, DeviceCounters,
+    DeviceProfile, IoThread, IoThreadSpec, MmioTransport, NetDevice, TapSpec, ThreadBlock,
+    VirtioDevice,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
-use memory::GuestRam;
 use memory::layout::MMIO_DEVICE_BYTES;
+use memory::{Discarder, GuestRam};
 use observe::BlackBox;
 
 use super::MAX_VIRTIO_DEVICES;
 use crate::boot::cmdline::MmioWindow;
 use crate::driver::Message;
 use crate::hypervisor::refused;
-use crate::spec::{Cache, DriveSpec, NetSpec, VmSpec};
+use crate::spec::{BalloonSpec, Cache, DriveSpec, NetSpec, VmSpec};
 use crate::vm::LaunchError;
 use crate::watcher::kicks::Kick;
 
+/// The balloon's name.
+const BALLOON: &str = "balloon";
 /// Names of the machine's own devices (build.rs) that an id could be, too.
-const LEGACY: [&str; 6] = ["serial", "i8042", "cmos", "post", "power", "pvpanic"];
+const OWN: [&str; 7] = [
+    "serial", "i8042", "cmos", "post", "power", "pvpanic", BALLOON,
+];
 
 /// Where the devices' registers are, in the order in which the guest finds them.
 pub fn windows(spec: &VmSpec) -> Vec<MmioWindow> {
-    let devices = spec.drives.len() + spec.networks.len();
+    let balloon = usize::from(spec.balloon.is_some());
+    let devices = spec.drives.len() + spec.networks.len() + balloon;
     (0..MAX_VIRTIO_DEVICES)
         .take(devices)
         .map(MmioWindow::of_slot)
         .collect()
 }
 
-/// Makes all drives, the root first (the guest calls it vda), then all network devices; with their
-/// kicks, for the watcher to look at.
+/// The devices of a machine.
+pub struct Made {
+    /// Their threads.
+    pub threads: Vec<IoThread>,
+    /// Their kicks, for the watcher to look at.
+    pub kicks: Vec<Kick>,
+    /// What commands the balloon.
+    pub balloon: Option<BalloonHandle>,
+}
+
+/// Makes all drives, the root first (the guest calls it vda), then all network devices, then the
+/// balloon.
 ///
 /// # Errors
 /// [`LaunchError`], naming the device.
@@ -47,7 +63,7 @@ pub fn make(
     mmio: &mut Bus,
     black_box: &mut BlackBox,
     inbox: &Sender<Message>,
-) -> Result<(Vec<IoThread>, Vec<Kick>), LaunchError> {
+) -> Result<Made, LaunchError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let (roots, others): (Vec<_>, Vec<_>) = spec.drives.iter().partition(|drive| drive.root);
     for drive in roots.into_iter().chain(others) {
@@ -56,6 +72,13 @@ pub fn make(
     for network in &spec.networks {
         let name = network_name(&network.id, &spec.drives);
         devices.push(open_network(network, name)?);
+    }
+    let mut balloon = None;
+    if let Some(wanted) = &spec.balloon {
+        let memory = Discarder::new(ram, spec.memory.backing);
+        let (device, handle) = make_balloon(wanted, memory, black_box)?;
+        devices.push(Box::new(device));
+        balloon = Some(handle);
     }
     // One a device, so that a stalled disk holds up nobody else.
     let (mut threads, mut kicks) = (Vec::new(), Vec::new());
@@ -85,13 +108,17 @@ pub fn make(
             .map_err(|error| failed(error.to_string()))?;
         threads.push(thread);
     }
-    Ok((threads, kicks))
+    Ok(Made {
+        threads,
+        kicks,
+        balloon,
+    })
 }
 
 /// What a drive is called in sections, threads and messages: its id, unless the machine has a
 /// device of its own of that name. Ids have no '-', so that no prefixed name is another's id.
 fn drive_name(id: &str) -> String {
-    if LEGACY.contains(&id) {
+    if OWN.contains(&id) {
         format!("drive-{id}")
     } else {
         id.to_owned()
@@ -100,7 +127,7 @@ fn drive_name(id: &str) -> String {
 
 /// As [`drive_name`]; a drive may have the same id, and then it has the name.
 fn network_name(id: &str, drives: &[DriveSpec]) -> String {
-    if LEGACY.contains(&id) || drives.iter().any(|drive| drive.id == id) {
+    if OWN.contains(&id) || drives.iter().any(|drive| drive.id == id) {
         format!("net-{id}")
     } else {
         id.to_owned()
@@ -143,6 +170,26 @@ fn open_network(spec: &NetSpec, name: String) -> Result<Box<dyn VirtioDevice>, L
             })
         }
     }
+}
+
+fn make_balloon(
+    spec: &BalloonSpec,
+    memory: Discarder,
+    black_box: &mut BlackBox,
+) -> Result<(BalloonDevice, BalloonHandle), LaunchError> {
+    let spec = devices::virtio::BalloonSpec {
+        id: BALLOON.to_owned(),
+        pages: spec.target_mib.saturating_mul(256),
+        deflate_on_oom: spec.deflate_on_oom,
+        statistics_s: spec.statistics_s,
+        hinting: spec.hinting,
+        reporting: spec.reporting,
+    };
+    let block = BalloonBlock::place(black_box)?;
+    BalloonDevice::new(spec, memory, block).map_err(|source| LaunchError::Refused {
+        what: "an eventfd or a timer for the balloon (raise RLIMIT_NOFILE)",
+        source,
+    })
 }
 
 fn spawn_thread(
@@ -227,7 +274,7 @@ mod tests {
         let networks = ["data", "eth0", "serial", "cmos"];
         names.extend(networks.map(|id| network_name(id, &drives)));
         assert_eq!(names[3..], ["net-data", "eth0", "net-serial", "net-cmos"]);
-        names.extend(LEGACY.map(str::to_owned));
+        names.extend(OWN.map(str::to_owned));
         let different: HashSet<&String> = names.iter().collect();
         assert_eq!(different.len(), names.len());
     }

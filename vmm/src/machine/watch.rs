@@ -125,8 +125,9 @@ fn threads(spec: &VmSpec) -> Vec<String> {
     let drives = spec.drives.iter().map(|drive| &drive.id);
     let devices = drives.chain(spec.networks.iter().map(|network| &network.id));
     let devices = devices.map(|id| format!("io-{id}"));
+    let balloon = spec.balloon.map(|_| "io-balloon".to_owned());
     let names = fixed.map(ToOwned::to_owned).into_iter();
-    names.chain(vcpus).chain(devices).collect()
+    names.chain(vcpus).chain(devices).chain(balloon).collect()
 }
 
 /// Guest memory, by where it begins in the guest.

@@ -90,6 +90,7 @@ impl Shared {
 pub struct BalloonHandle {
     pub(super) shared: Arc<Shared>,
     pub(super) has_hinting: bool,
+    pub(super) memory_mib: u32,
 }
 
 /// What a balloon can be told.
@@ -123,6 +124,17 @@ pub enum BalloonRefusal {
     /// Statistics are on or off from the start.
     #[error("Cannot enable/disable the statistics after activation.")]
     StatisticsChange,
+    /// The VM has none.
+    #[error("No balloon device found: give one with PUT /balloon before the start.")]
+    NoBalloon,
+    /// It cannot be larger than the guest's memory.
+    #[error("amount_mib {mib} is more than the guest's memory of {most} MiB; give at most {most}")]
+    TooLarge {
+        /// MiB asked.
+        mib: u32,
+        /// MiB of the guest's memory.
+        most: u32,
+    },
     /// It was made without hinting.
     #[error("Free page hinting is not enabled.")]
     NoHinting,
@@ -146,6 +158,10 @@ impl BalloonHandle {
         match order {
             BalloonOrder::Resize { .. } if self.shared.block.features.value() == 0 => {
                 return Err(BalloonRefusal::NotActive);
+            }
+            BalloonOrder::Resize { mib } if mib > self.memory_mib => {
+                let most = self.memory_mib;
+                return Err(BalloonRefusal::TooLarge { mib, most });
             }
             BalloonOrder::Resize { mib } => self.resize(mib.saturating_mul(PAGES_OF_MIB)),
             BalloonOrder::Poll { seconds } => {

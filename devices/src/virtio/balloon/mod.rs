@@ -141,6 +141,7 @@ impl BalloonDevice {
         let handle = BalloonHandle {
             shared: Arc::clone(&shared),
             has_hinting: spec.hinting,
+            memory_mib: memory_mib(&memory),
         };
         let device = BalloonDevice {
             spec,
@@ -329,6 +330,13 @@ impl BalloonDevice {
             queue.host_error(Role::Statistics as u8, &error);
         }
     }
+}
+
+fn memory_mib(memory: &Discarder) -> u32 {
+    let ranges = memory.ranges();
+    let bytes = ranges.iter().map(|(_, bytes)| *bytes);
+    let bytes = bytes.fold(0, u64::saturating_add);
+    u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
 }
 
 fn sum(runs: &[Run]) -> u64 {

@@ -240,6 +240,9 @@ fn orders_that_cannot_be_carried_out_are_refused() {
     wait_for("the driver", || balloon.seen().features.value() != 0);
     assert_eq!(obey(BalloonOrder::Resize { mib: 2 }), Ok(()));
     assert_eq!(balloon.driver.read(0x100), 512);
+    let large = BalloonOrder::Resize { mib: 5 };
+    let refusal = BalloonRefusal::TooLarge { mib: 5, most: 4 };
+    assert_eq!(obey(large), Err(refusal));
     let never = BalloonOrder::Poll { seconds: 0 };
     assert_eq!(obey(never), Err(BalloonRefusal::StatisticsChange));
     assert_eq!(obey(BalloonOrder::Poll { seconds: 7 }), Ok(()));
