@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 use vmm::{
-    BalloonSpec, BlackBoxSpec, BootSpec, DriveSpec, Entry, Limits, NetSpec, SerialInput,
-    SerialOutput, SerialSpec,
+    BalloonSpec, BlackBoxSpec, BootSpec, DriveChange, DriveSpec, Entry, Limits, NetSpec,
+    SerialInput, SerialOutput, SerialSpec,
 };
 use vmm::{SpecError, VmSpec, validate};
 
@@ -16,7 +16,8 @@ use crate::policy::Policy;
 use crate::wire::machine_config::MachineConfig;
 use crate::wire::{self, MetricsWire, SerialWire, WireError};
 use crate::wire::{
-    BalloonWire, BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire,
+    BalloonWire, BootSourceWire, DrivePatchWire, DriveWire, LoggerWire, MachineConfigWire,
+    NetworkWire,
 };
 
 /// How long each step of an orderly stop may take.
@@ -44,6 +45,9 @@ pub enum ConfigError {
         /// The drive that is.
         root: String,
     },
+    /// No drive of that id.
+    #[error("the microVM has no drive {0}; give the drive_id of one that GET /vm/config shows")]
+    NoDrive(String),
     /// Two interfaces on one tap.
     #[error(
         "host_dev_name {tap} is already in use by interface {other}; give each interface a tap of its own"
@@ -84,13 +88,16 @@ pub struct Fixed {
     pub limits: Arc<Limits>,
 }
 
+/// A drive as it is shown, and as a VM takes it.
+pub type Drive = (DriveWire, DriveSpec);
+
 /// The configuration.
 #[derive(Debug)]
 pub struct Config {
     fixed: Fixed,
     machine: MachineConfig,
     boot: Option<BootSourceWire>,
-    drives: Vec<(DriveWire, DriveSpec)>,
+    drives: Vec<Drive>,
     networks: Vec<(NetworkWire, NetSpec)>,
     balloon: Option<(BalloonWire, BalloonSpec)>,
     serial: Option<SerialWire>,
@@ -233,6 +240,33 @@ impl Config {
         // Stable: the others stay in the order in which they were first given.
         self.drives.sort_by_key(|(_, spec)| !spec.root);
         Ok(())
+    }
+
+    /// What becomes of a drive of the started VM: what that is told, and what is to be noted by
+    /// [`Config::note_drive`] when it has done so.
+    ///
+    /// # Errors
+    /// No such drive; a file that cannot be used.
+    pub fn patch_drive(&self, patch: DrivePatchWire) -> Result<(DriveChange, Drive), ConfigError> {
+        let mut drives = self.drives.iter();
+        let found = drives.find(|(_, spec)| spec.id == patch.drive_id);
+        let Some((drive, _)) = found else {
+            return Err(ConfigError::NoDrive(patch.drive_id));
+        };
+        let change = patch.change();
+        let (wire, spec) = patch.applied(drive.clone()).convert()?;
+        if change.path.is_some() {
+            validate::drive(&spec)?;
+        }
+        Ok((change, (wire, spec)))
+    }
+
+    /// Keeps what has become of a drive.
+    pub fn note_drive(&mut self, drive: Drive) {
+        let mut drives = self.drives.iter_mut();
+        if let Some(place) = drives.find(|(_, spec)| spec.id == drive.1.id) {
+            *place = drive;
+        }
     }
 
     /// Adds an interface or replaces the one with its id.

@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vmm::VmSpec;
 use vmm::observe::clock::monotonic_ns;
 use vmm::observe::verdict::Change;
+use vmm::{DriveChange, VmSpec};
 
 use crate::events::{Event, EventLog};
 use crate::machine::{Ending, Launcher, Machine, MachineError, RestartCause};
@@ -102,6 +102,18 @@ impl Keeper {
     fn machine(&self) -> Result<Arc<dyn Machine>, MachineError> {
         let machine = self.lock().machine.clone();
         machine.ok_or_else(|| "the microVM was never started".into())
+    }
+
+    /// Keeps a change of a drive for the runs to come.
+    fn note_drive(&self, id: &str, change: &DriveChange) {
+        let mut state = self.lock();
+        let drives = state.spec.iter_mut().flat_map(|spec| &mut spec.drives);
+        for drive in drives.filter(|drive| drive.id == id) {
+            drive.limiter = drive.limiter.changed(change.limiter);
+            if let Some(path) = &change.path {
+                drive.path.clone_from(path);
+            }
+        }
     }
 
     /// Has done what the policy says of a verdict: on a thread of its own, one action after the other.

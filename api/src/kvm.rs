@@ -10,7 +10,7 @@ use vmm::observe::BlackBox;
 use vmm::observe::openmetrics;
 use vmm::observe::reader::Snapshot;
 use vmm::observe::verdict::Change;
-use vmm::{Outcome, Standing, Vm, VmCommand, VmEvent, VmSpec, VmState};
+use vmm::{DriveChange, Outcome, Standing, Vm, VmCommand, VmEvent, VmSpec, VmState};
 
 use crate::events::{Event, EventLog, FactsWire};
 use crate::health;
@@ -183,6 +183,11 @@ impl Machine for KvmMachine {
             Command::Balloon(order) => return self.vm.balloon(order, Box::new(reply)),
         };
         self.vm.command(command, Box::new(reply));
+    }
+
+    fn change_drive(&self, id: &str, change: DriveChange, reply: Reply) {
+        let reply = |done: Result<(), _>| reply(done.map_err(|error| MachineError::new(&error)));
+        self.vm.change_drive(id, change, Box::new(reply));
     }
 
     fn fail(&self, reason: String) {

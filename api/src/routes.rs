@@ -24,6 +24,8 @@ pub enum Endpoint {
     BootSource,
     /// PUT /drives/{drive_id}
     Drive,
+    /// PATCH /drives/{drive_id}
+    PatchDrive,
     /// PUT /network-interfaces/{iface_id}
     Network,
     /// GET /balloon
@@ -119,11 +121,7 @@ pub const ROUTES: &[Route] = &[
     row("PUT", "/serial", Endpoint::Serial),
     row("PUT", "/actions", Endpoint::Actions),
     row("PATCH", "/vm", Endpoint::VmState),
-    row(
-        "PATCH",
-        "/drives/{drive_id}",
-        Later("changing a drive of a started VM"),
-    ),
+    row("PATCH", "/drives/{drive_id}", Endpoint::PatchDrive),
     row(
         "PATCH",
         "/network-interfaces/{iface_id}",

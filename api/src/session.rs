@@ -5,6 +5,7 @@
 //! taken is judged in [`crate::admission`] alone.
 
 mod balloon;
+mod drives;
 mod reads;
 
 use std::cell::RefCell;
@@ -277,6 +278,7 @@ impl Session {
                 };
                 self.configure(body, judge).await
             }
+            Endpoint::PatchDrive => self.patch_drive(id, body).await,
             Endpoint::Network => {
                 let judge = |config: &mut Config, wire: NetworkWire| {
                     wire::id::check(id, "iface_id", &wire.iface_id)?;

@@ -21,7 +21,7 @@ pub mod vm;
 
 pub use balloon::BalloonWire;
 pub use boot_source::BootSourceWire;
-pub use drive::{CacheTypeWire, DriveWire, IoEngineWire};
+pub use drive::{CacheTypeWire, DrivePatchWire, DriveWire, IoEngineWire};
 pub use dump::{DumpKindWire, DumpWire};
 pub use error::WireError;
 pub use logger::{LevelWire, LoggerWire};

@@ -240,15 +240,16 @@ fn drives_that_cannot_be_are_refused() {
     )
     .is_204();
     for (extra, name) in [
-        (
-            r#","rate_limiter":{"ops":{"size":1,"refill_time":1}}"#,
-            "rate_limiter",
-        ),
         (r#","io_engine":"Async""#, "io_engine Async"),
         (r#","socket":"/x""#, "socket"),
     ] {
         ask("/drives/d", extra).refuses(&[name, "not supported by this build"]);
     }
+    ask(
+        "/drives/d",
+        r#","rate_limiter":{"ops":{"size":-1,"refill_time":1}}"#,
+    )
+    .refuses(&["-1"]);
     ask("/drives/d", r#","color":1"#).refuses(&["unknown field `color`"]);
     ask("/drives/other", "").refuses(&["other", "(d)", "drive_id"]);
     ask("/drives/a-b", "").refuses(&["alphanumeric", "a-b"]);
@@ -348,6 +349,60 @@ fn a_started_vm_pauses_resumes_and_takes_keys() {
     server.action("FlushMetrics").is_204();
     machine.set(MachineState::Stopped);
     patch("Paused").refuses(&["has ended"]);
+}
+
+#[test]
+fn a_started_vms_drive_gets_another_file_and_limit() {
+    let server = TestServer::new();
+    let [disk, other, taken] = ["disk", "other", "taken"].map(|name| {
+        let path = server.file(name);
+        std::fs::write(&path, [0; 512]).unwrap();
+        path
+    });
+    let limiter = r#"{"bandwidth":{"size":9,"one_time_burst":5,"refill_time":100},"ops":{"size":0,"refill_time":0}}"#;
+    let body = format!(
+        r#"{{"drive_id":"d","is_root_device":false,"path_on_host":"{disk}","rate_limiter":{limiter}}}"#
+    );
+    server.ask("PUT", "/drives/d", &body).is_204();
+    let patch = |extra: &str| {
+        let body = format!(r#"{{"drive_id":"d"{extra}}}"#);
+        server.ask("PATCH", "/drives/d", &body)
+    };
+    let shown = || server.ask("GET", "/vm/config", "").json()["drives"][0].clone();
+    assert_eq!(shown()["rate_limiter"]["bandwidth"]["one_time_burst"], 5);
+    assert!(shown()["rate_limiter"]["ops"].is_null());
+    patch("").refuses(&["before starting"]);
+    let machine = server.start();
+
+    patch(r#","rate_limiter":{"ops":{"size":7,"refill_time":10}}"#).is_204();
+    assert_eq!(shown()["rate_limiter"]["ops"]["size"], 7);
+    assert_eq!(shown()["rate_limiter"]["bandwidth"]["size"], 9, "it stays");
+    patch(&format!(r#","path_on_host":"{other}""#)).is_204();
+    assert_eq!(shown()["path_on_host"], other);
+    // What the VM refuses is not shown.
+    patch(&format!(r#","path_on_host":"{taken}""#)).refuses(&["it is in use"]);
+    patch(r#","path_on_host":"/nonexistent""#).refuses(&["/nonexistent", "path_on_host"]);
+    patch(r#","is_read_only":true"#).refuses(&["unknown field `is_read_only`"]);
+    assert_eq!(shown()["path_on_host"], other);
+    let body = r#"{"drive_id":"e"}"#;
+    let unknown = server.ask("PATCH", "/drives/e", body);
+    unknown.refuses(&["no drive e", "GET /vm/config"]);
+
+    let none = r#"{"size":0,"refill_time":0}"#;
+    patch(&format!(
+        r#","rate_limiter":{{"bandwidth":{none},"ops":{none}}}"#
+    ))
+    .is_204();
+    assert!(shown()["rate_limiter"].is_null());
+    let changes = machine.changes.lock().unwrap();
+    assert_eq!(changes.len(), 4, "{changes:?}");
+    let (id, change) = &changes[0];
+    assert_eq!((id.as_str(), &change.path), ("d", &None));
+    assert_eq!(change.limiter.bandwidth, None);
+    assert_eq!(
+        change.limiter.ops.map(|ops| (ops.size, ops.refill_ms)),
+        Some((7, 10))
+    );
 }
 
 #[test]

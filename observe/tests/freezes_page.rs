@@ -111,6 +111,7 @@ fn thresholds() -> Vec<(Code, String)> {
         (Code::QueueBackendStall, seconds(limits.backend_stall_ns)),
         (Code::QueueGuestNotReaping, seconds(limits.not_reaping_ns)),
         (Code::QueueRxStarved, seconds(limits.rx_starved_ns)),
+        (Code::QueueRateLimited, percent(limits.limited_share)),
         (Code::VmmThreadStuck, seconds(limits.thread_ns)),
         (
             Code::HostMemoryPressure,

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use vmm::observe::verdict::{Code, Severity};
 
 use crate::block::{Mapped, Small, Suspended, run};
 use crate::harness::tap::Tap;
 use crate::hold::Stopped;
 use crate::scenario::{Checked, Fault, Found, Guest, Place, Scenario, USUAL, between};
+use crate::stage::Stage;
 
 const DISK: &str = "device/disk/queue/0";
 
@@ -145,6 +147,47 @@ pub const ALL: &[Scenario] = &[
         ..USUAL
     },
     Scenario {
+        name: "queue-rate-limited",
+        code: Code::QueueRateLimited,
+        subject: DISK,
+        severity: Severity::Info,
+        place: Place::Lab,
+        guest: Guest::Linux(
+            "6.12",
+            "echo ready; while :; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct; done 2> /dev/null",
+        ),
+        setup: |stage| stage.drive("disk"),
+        fault: |stage| {
+            limit(stage, RATE, 1000);
+            Fault::now()
+        },
+        threshold: Duration::from_secs(2),
+        evidence: |found| {
+            // What the guest was given by then is no more than the limit allows.
+            let told = found.number("limited_percent");
+            let requests = || {
+                found
+                    .stage
+                    .metric("vitrine_queue_requests_total{device=\"disk\",queue=\"0\"}")
+            };
+            let (from, before) = (std::time::Instant::now(), requests());
+            std::thread::sleep(Duration::from_secs(2));
+            let (passed, after) = (from.elapsed().as_secs_f64(), requests());
+            let most = f64::from(RATE) * (passed + 1.0) + 1.0;
+            let given = after - before;
+            assert!(given <= most, "{given} requests in {passed:.1} s");
+            between(
+                "limited_percent",
+                told,
+                20.0,
+                100.0,
+                "requests counted meanwhile",
+            )
+        },
+        end: Some(|stage| limit(stage, 0, 0)),
+        ..USUAL
+    },
+    Scenario {
         name: "drive-error",
         code: Code::DriveError,
         subject: "device/disk",
@@ -217,6 +260,17 @@ pub const ALL: &[Scenario] = &[
         ..USUAL
     },
 ];
+
+/// Operations a second that the disk is limited to.
+const RATE: u32 = 5;
+
+/// Limits the disk's operations while the guest runs.
+fn limit(stage: &Stage, size: u32, refill_ms: u32) {
+    let ops = json!({"size": size, "refill_time": refill_ms});
+    let change = json!({"drive_id": "disk", "rate_limiter": {"ops": ops}});
+    let (status, text) = stage.daemon.ask("PATCH", "/drives/disk", &change);
+    assert_eq!(status, 204, "{text}");
+}
 
 /// More packets than a queue has buffers, to a neighbour that is not there.
 fn flood() {

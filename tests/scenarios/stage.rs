@@ -211,6 +211,15 @@ impl Stage {
         health["verdicts"].as_array().unwrap().clone()
     }
 
+    /// A number of GET /metrics, by its whole name with labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (status, text) = self.daemon.ask("GET", "/metrics", &Value::Null);
+        assert_eq!(status, 200, "{text}");
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("there is no {name}:\n{text}"))
+    }
+
     /// Keeps something of the host's for as long as the process lives.
     pub fn keep(&self, thing: impl Any) {
         self.kept.borrow_mut().push(Box::new(thing));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use devices::legacy::{ConsoleBlock, WatchBlock};
+use devices::legacy::{ConsoleBlock, PvpanicBlock, WatchBlock};
 use devices::virtio::{BalloonBlock, DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
 use observe::Section;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
@@ -69,6 +69,7 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<BalloonBlock>();
     check::<ThreadBlock>();
     check::<ConsoleBlock>();
+    check::<PvpanicBlock>();
     check::<WatchBlock>();
     check::<KvmVmBlock>();
     check::<KvmVcpuBlock>();
@@ -80,5 +81,5 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<LedgerBlock>();
     check::<SightBlock>();
     check::<ThresholdsBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 19, "a table for no block");
+    assert_eq!(PAGE.matches("_...` |").count(), 21, "a table for no block");
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use devices::legacy::{GuestMessage, MessageKind, PanicKind};
-use devices::virtio::{BalloonOrder, DeviceEvent};
+use devices::virtio::{BalloonOrder, DeviceEvent, DriveChange};
 use observe::blackbox::End;
 use observe::verdict::Change;
 
@@ -48,6 +48,8 @@ pub enum Message {
     Command(VmCommand, Reply),
     /// From a handle: an order to the balloon.
     Balloon(BalloonOrder, Reply),
+    /// From a handle: another file or limit for the drive of this id.
+    ChangeDrive(String, DriveChange, Reply),
     /// From a handle: a look into this vCPU.
     Inspect(u8, Request),
 }
@@ -207,6 +209,11 @@ impl Driver {
             Message::Command(command, reply) => self.command(command, reply),
             Message::Balloon(order, reply) => {
                 reply(self.balloon(order));
+                Ok(())
+            }
+            Message::ChangeDrive(id, change, reply) => {
+                let done = self.machine.change_drive(&id, change);
+                reply(done.map_err(CommandError::Refused));
                 Ok(())
             }
             Message::Inspect(vcpu, request) => {
@@ -415,7 +422,9 @@ impl Driver {
         for message in waiting_events.into_iter().chain(inbox.try_iter()) {
             match message {
                 Message::Command(command, reply) => waiting_commands.push_back((command, reply)),
-                Message::Balloon(_, reply) => reply(Err(CommandError::Ended)),
+                Message::Balloon(_, reply) | Message::ChangeDrive(_, _, reply) => {
+                    reply(Err(CommandError::Ended));
+                }
                 Message::Guest(message) => events(VmEvent::Guest(message)),
                 Message::Panic(kind) => events(VmEvent::GuestPanic(kind)),
                 _ => {}

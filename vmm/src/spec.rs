@@ -9,6 +9,7 @@ use crate::validate;
 use crate::watcher::judge::Limits;
 
 pub use crate::watcher::judge::Judging;
+pub use devices::virtio::{BucketSpec, DriveChange, LimiterSpec};
 pub use memory::{Backing, MemorySpec};
 
 /// Most vCPUs of a VM.
@@ -104,6 +105,8 @@ pub struct DriveSpec {
     pub partuuid: Option<String>,
     /// Whether a flush reaches the host's disk.
     pub cache: Cache,
+    /// How much the guest may ask of it.
+    pub limiter: LimiterSpec,
 }
 
 /// Whether a guest's flush is carried out.

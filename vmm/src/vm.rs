@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use devices::legacy::{GuestMessage, PanicKind, WatchBlock};
-use devices::virtio::{BalloonBlock, BalloonOrder, BalloonRefusal, ThreadBlock};
+use devices::virtio::{BalloonBlock, BalloonOrder, BalloonRefusal, DriveChange, ThreadBlock};
 use memory::GuestRam;
 use observe::reader::{ReadError, Reader, Snapshot};
 use observe::verdict::Change;
@@ -92,6 +92,9 @@ pub enum CommandError {
     /// The balloon cannot do it.
     #[error(transparent)]
     Balloon(#[from] BalloonRefusal),
+    /// A device does not take it; it is as it was before.
+    #[error("{0}")]
+    Refused(String),
     /// The VM ended meanwhile.
     #[error("the microVM has ended")]
     Ended,
@@ -292,6 +295,17 @@ impl Vm {
                 ms: deadline.as_millis() as u64,
             })
         })
+    }
+
+    /// Changes the drive `id` while the guest has it: another file, of which the guest is told the
+    /// size, or another limit. `reply` is called as by [`Vm::command`].
+    pub fn change_drive(&self, id: &str, change: DriveChange, reply: Reply) {
+        let message = Message::ChangeDrive(id.to_owned(), change, reply);
+        if let Err(returned) = self.inbox.send(message)
+            && let Message::ChangeDrive(_, _, reply) = returned.0
+        {
+            reply(Err(CommandError::Ended));
+        }
     }
 
     /// Looks into vCPU `vcpu`: what its registers, its interrupts and its timer are. It is kicked out

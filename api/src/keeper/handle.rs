@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::observe::reader::Snapshot;
-use vmm::{DumpKind, Standing};
+use vmm::{DriveChange, DumpKind, Standing};
 
 use super::Keeper;
 use crate::machine::{Command, Machine, MachineError, MachineState, Reply, Runs};
@@ -19,6 +19,25 @@ impl Machine for Keeper {
             Ok(machine) => machine.command(command, reply),
             Err(error) => reply(Err(error)),
         }
+    }
+
+    fn change_drive(&self, id: &str, change: DriveChange, reply: Reply) {
+        let machine = match self.machine() {
+            Ok(_) if self.lock().is_waiting => {
+                return reply(Err("the microVM is started again in a while".into()));
+            }
+            Ok(machine) => machine,
+            Err(error) => return reply(Err(error)),
+        };
+        // The next run has what this one had at its end.
+        let (keeper, drive, changed) = (self.clone(), id.to_owned(), change.clone());
+        let remember = move |done: Result<(), MachineError>| {
+            if done.is_ok() {
+                keeper.note_drive(&drive, &changed);
+            }
+            reply(done);
+        };
+        machine.change_drive(id, change, Box::new(remember));
     }
 
     fn fail(&self, reason: String) {

@@ -12,6 +12,9 @@ impl Machine for Still {
     fn command(&self, _: Command, reply: Reply) {
         reply(Ok(()));
     }
+    fn change_drive(&self, _: &str, _: vmm::DriveChange, reply: Reply) {
+        reply(Ok(()));
+    }
     fn fail(&self, reason: String) {
         self.1.lock().unwrap().push(reason);
     }

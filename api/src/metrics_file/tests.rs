@@ -62,6 +62,9 @@ struct Fake {
 
 impl Machine for Fake {
     fn command(&self, _: Command, _: CommandReply) {}
+    fn change_drive(&self, _: &str, _: vmm::DriveChange, reply: CommandReply) {
+        reply(Ok(()));
+    }
     fn fail(&self, _: String) {}
     fn state(&self) -> MachineState {
         MachineState::Running

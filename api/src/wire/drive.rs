@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmm::{Cache, DriveSpec};
+use vmm::{Cache, DriveChange, DriveSpec};
 
-use super::{RateLimiterWire, WireError, rate_limiter};
+use super::{RateLimiterWire, WireError};
 
 /// A drive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub struct DriveWire {
     pub is_read_only: Option<bool>,
     /// A file or block device of the host.
     pub path_on_host: Option<PathBuf>,
-    /// Not supported by this build.
+    /// How much the guest may ask.
     pub rate_limiter: Option<RateLimiterWire>,
     /// How the file is read and written.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +66,6 @@ impl DriveWire {
         if self.io_engine == Some(IoEngineWire::Async) {
             return not_supported("io_engine Async");
         }
-        rate_limiter::refuse(self.rate_limiter.as_ref(), "rate_limiter")?;
         let Some(path) = self.path_on_host.clone() else {
             return Err(WireError::Missing {
                 field: "path_on_host",
@@ -75,7 +74,10 @@ impl DriveWire {
         };
         let cache_type = self.cache_type.unwrap_or_default();
         let read_only = self.is_read_only.unwrap_or(false);
+        let rate_limiter = self.rate_limiter.and_then(RateLimiterWire::tidy);
+        let limiter = rate_limiter.as_ref().map(RateLimiterWire::spec);
         let spec = DriveSpec {
+            limiter: limiter.unwrap_or_default(),
             id: self.drive_id.clone(),
             path,
             read_only,
@@ -89,10 +91,44 @@ impl DriveWire {
         let filled = DriveWire {
             cache_type: Some(cache_type),
             is_read_only: Some(read_only),
-            rate_limiter: None,
+            rate_limiter,
             io_engine: Some(IoEngineWire::Sync),
             ..self
         };
         Ok((filled, spec))
+    }
+}
+
+/// PATCH `/drives/{drive_id}`: what is left out stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrivePatchWire {
+    /// Its id, as in the path.
+    pub drive_id: String,
+    /// Another file, or the same one if its size has changed.
+    pub path_on_host: Option<PathBuf>,
+    /// A bucket without size and refill time takes that limit away.
+    pub rate_limiter: Option<RateLimiterWire>,
+}
+
+impl DrivePatchWire {
+    /// What the VM is told.
+    pub fn change(&self) -> DriveChange {
+        let limiter = self.rate_limiter.as_ref().map(RateLimiterWire::spec);
+        DriveChange {
+            path: self.path_on_host.clone(),
+            limiter: limiter.unwrap_or_default(),
+        }
+    }
+
+    /// The drive as it is then.
+    #[must_use]
+    pub fn applied(self, drive: DriveWire) -> DriveWire {
+        let limiter = drive.rate_limiter.unwrap_or_default();
+        DriveWire {
+            path_on_host: self.path_on_host.or(drive.path_on_host),
+            rate_limiter: Some(limiter.changed(self.rate_limiter.unwrap_or_default())),
+            ..drive
+        }
     }
 }

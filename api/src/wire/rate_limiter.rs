@@ -1,6 +1,7 @@
-//! Rate limiters, which this build does not have: one that limits something is refused.
+//! Rate limiters. Drives have them; where there are none yet, one that limits something is refused.
 
 use serde::{Deserialize, Serialize};
+use vmm::{BucketSpec, LimiterSpec};
 
 use super::WireError;
 
@@ -12,6 +13,37 @@ pub struct RateLimiterWire {
     pub bandwidth: Option<TokenBucketWire>,
     /// Operations.
     pub ops: Option<TokenBucketWire>,
+}
+
+impl RateLimiterWire {
+    /// As the VM takes it.
+    pub fn spec(&self) -> LimiterSpec {
+        let of = |bucket: &TokenBucketWire| BucketSpec {
+            size: bucket.size,
+            one_time_burst: bucket.one_time_burst.unwrap_or(0),
+            refill_ms: bucket.refill_time,
+        };
+        LimiterSpec {
+            bandwidth: self.bandwidth.as_ref().map(of),
+            ops: self.ops.as_ref().map(of),
+        }
+    }
+
+    /// Buckets that limit nothing left out; `None` when none is left.
+    pub fn tidy(self) -> Option<RateLimiterWire> {
+        let bandwidth = self.bandwidth.filter(TokenBucketWire::limits);
+        let ops = self.ops.filter(TokenBucketWire::limits);
+        (bandwidth.is_some() || ops.is_some()).then_some(RateLimiterWire { bandwidth, ops })
+    }
+
+    /// This one, with the buckets of `change` where it has them.
+    #[must_use]
+    pub fn changed(self, change: RateLimiterWire) -> RateLimiterWire {
+        RateLimiterWire {
+            bandwidth: change.bandwidth.or(self.bandwidth),
+            ops: change.ops.or(self.ops),
+        }
+    }
 }
 
 /// One bucket: `size` tokens come back in `refill_time` ms.

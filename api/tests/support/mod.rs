@@ -21,13 +21,14 @@ use api::session::{Deadlines, SessionParts};
 use serde_json::Value;
 use vmm::observe::reader::{Reader, Snapshot};
 use vmm::observe::{BlackBox, Meta};
-use vmm::{BlackBoxSpec, DumpKind, SerialInput, VmSpec};
+use vmm::{BlackBoxSpec, DriveChange, DumpKind, SerialInput, VmSpec};
 
 /// A VM that does as it is told, or not at all.
 pub struct FakeMachine {
     state: AtomicU8,
     pub deaf: bool,
     pub told: Mutex<Vec<Command>>,
+    pub changes: Mutex<Vec<(String, DriveChange)>>,
     /// Replies that are never given, kept so that they are not dropped either.
     kept: Mutex<Vec<Reply>>,
 }
@@ -52,6 +53,16 @@ impl Machine for FakeMachine {
             Command::CtrlAltDel | Command::Nmi | Command::Balloon(_) => {}
         }
         std::thread::spawn(move || reply(Ok(())));
+    }
+
+    fn change_drive(&self, id: &str, change: DriveChange, reply: Reply) {
+        let told = (id.to_owned(), change.clone());
+        self.changes.lock().unwrap().push(told);
+        let refused = change.path.is_some_and(|path| path.ends_with("taken"));
+        reply(match refused {
+            true => Err("it is in use".into()),
+            false => Ok(()),
+        });
     }
 
     fn fail(&self, _: String) {
@@ -127,6 +138,7 @@ impl Launcher for FakeLauncher {
             state: AtomicU8::new(0),
             deaf: self.deaf,
             told: Mutex::default(),
+            changes: Mutex::default(),
             kept: Mutex::default(),
         });
         *self.machine.lock().unwrap() = Some(Arc::clone(&machine));

@@ -12,6 +12,7 @@ use super::balloon::counters::BalloonBlock;
 use super::balloon::{BalloonDevice, BalloonSpec};
 use super::blk::{BlockDevice, BlockSpec};
 use super::device::{F_EVENT_IDX, F_VERSION_1};
+use super::limiter::LimiterSpec;
 use super::mock_driver::{
     DATA, Driver, INDIRECT, Machine, NEXT, QUEUE_SIZE, RAM_BYTES, WRITE, wait_for,
 };
@@ -65,6 +66,7 @@ fn disk(machine: &mut Machine, id: &str, rings: u64) -> Subject {
         path,
         read_only: false,
         flush: true,
+        limiter: LimiterSpec::default(),
     });
     let driver = machine.attach(device.unwrap(), rings);
     // A read of sector 0: the header at DATA is all zeros.

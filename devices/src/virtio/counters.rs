@@ -91,6 +91,12 @@ pub struct QueueBlock {
     pub last_interrupt_at: Gauge,
     /// Since when the ring is broken; 0 while it is whole or not set up.
     pub broken_since: Gauge,
+    /// Times that requests began to wait because the operator limits the rate.
+    pub limited: Counter,
+    /// How long they did, all together, in nanoseconds.
+    pub limited_ns: Counter,
+    /// Since when they do; 0 if they do not.
+    pub limited_since: Gauge,
 }
 
 // SAFETY: repr(C), cells only.
@@ -128,6 +134,9 @@ unsafe impl Section for QueueBlock {
         Field::gauge("unread_completions", Unit::None, offset_of!(QueueBlock, unread_completions), "Completions that the guest is not known to have taken back; 0 if nothing tells."),
         Field::gauge("last_interrupt_at", Unit::Ticks, offset_of!(QueueBlock, last_interrupt_at), "When the last interrupt for completions was sent; 0 if none was."),
         Field::gauge("broken_since", Unit::Ticks, offset_of!(QueueBlock, broken_since), "Since when the ring is broken; 0 while it is whole or not set up."),
+        Field::counter("limited", Unit::None, offset_of!(QueueBlock, limited), "Times that requests began to wait because the operator limits the rate."),
+        Field::counter("limited_wait", Unit::Nanoseconds, offset_of!(QueueBlock, limited_ns), "How long requests have waited by the operator's limit; a wait counts when it is over."),
+        Field::gauge("limited_since", Unit::Ticks, offset_of!(QueueBlock, limited_since), "Since when requests wait by the operator's limit; 0 if they do not."),
     ];
 }
 

@@ -40,6 +40,13 @@ pub struct DeviceProfile {
     pub drop_causes: &'static [&'static str],
 }
 
+/// What can be changed of a device while its driver has it.
+#[derive(Clone, Debug)]
+pub enum DeviceChange {
+    /// Of a drive.
+    Drive(super::blk::DriveChange),
+}
+
 /// A device behind a transport. It lives on its I/O thread from [`super::IoThread::attach`] on,
 /// and all methods but `profile` are called there.
 ///
@@ -75,6 +82,15 @@ pub trait VirtioDevice: Send {
     /// A host descriptor is ready.
     fn backend_ready(&mut self, token: u32, events: EventSet, queues: &mut [QueueRunner]) {
         let _ = (token, events, queues);
+    }
+
+    /// The operator changes the device; all queues are served afterwards.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do; the device is as it was.
+    fn change(&mut self, change: DeviceChange, queues: &mut [QueueRunner]) -> Result<(), String> {
+        let _ = (change, queues);
+        Err("nothing of this device can be changed".to_owned())
     }
 
     /// Work stops until all queues are ready again: gives back to the rings what is not begun.

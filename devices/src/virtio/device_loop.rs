@@ -12,7 +12,7 @@ use observe::Ticks;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::counters::Flight;
-use super::device::VirtioDevice;
+use super::device::{DeviceChange, VirtioDevice};
 use super::link::{DeviceEventKind, signal};
 use super::queue::{QueueLayout, QueueRunner};
 use super::witness::Witness;
@@ -37,6 +37,11 @@ pub(crate) enum Control {
     Pause { done: SyncSender<()> },
     /// Go on.
     Resume { done: SyncSender<()> },
+    /// Be another.
+    Change {
+        change: DeviceChange,
+        done: SyncSender<Result<(), String>>,
+    },
 }
 
 struct Backend {
@@ -126,6 +131,12 @@ impl DeviceLoop {
                 }
                 self.witness.life(Flight::Resume, 0);
                 self.confirm.push(done);
+            }
+            Control::Change { change, done } => {
+                let outcome = self.device.change(change, &mut self.queues);
+                self.waiting.fill(true);
+                // Who asked may have given up waiting.
+                let _ = done.try_send(outcome);
             }
         }
     }

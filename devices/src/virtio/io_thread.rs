@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::rounds::{Message, Rounds};
 use super::counters::{DeviceCounters, ThreadBlock};
-use super::device::VirtioDevice;
+use super::device::{DeviceChange, VirtioDevice};
 use super::device_loop::{Control, DeviceLoop};
 use super::link::{DeviceLink, OnEvent, event, signal};
 use super::mmio::MmioTransport;
@@ -58,6 +58,9 @@ pub enum IoThreadError {
         /// The deadline.
         ms: u128,
     },
+    /// The device cannot be changed so.
+    #[error("{0}")]
+    Refused(String),
     /// The thread has ended.
     #[error("{name} has ended")]
     Ended {
@@ -215,6 +218,33 @@ impl IoThread {
     /// As [`IoThread::pause`].
     pub fn resume(&self, deadline: Duration) -> Result<(), IoThreadError> {
         self.ask_all("resume", deadline, |done| Control::Resume { done })
+    }
+
+    /// The name of the thread.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Changes a device, by its place in the order of attachment, running or paused.
+    ///
+    /// # Errors
+    /// When the device refuses it, and then stays as it was; as [`IoThread::pause`].
+    pub fn change(
+        &self,
+        device: usize,
+        change: DeviceChange,
+        deadline: Duration,
+    ) -> Result<(), IoThreadError> {
+        let (mail, wake) = self.devices.get(device).ok_or_else(|| self.gone())?;
+        let (done, answer) = sync_channel(1);
+        let control = Control::Change { change, done };
+        mail.send(control).map_err(|_| self.gone())?;
+        signal(wake);
+        match answer.recv_timeout(deadline) {
+            Ok(outcome) => outcome.map_err(IoThreadError::Refused),
+            Err(RecvTimeoutError::Timeout) => Err(self.missed("change its device", deadline)),
+            Err(RecvTimeoutError::Disconnected) => Err(self.gone()),
+        }
     }
 
     fn ask_all(

@@ -20,6 +20,7 @@ pub mod device;
 mod device_loop;
 mod host_file;
 pub mod io_thread;
+pub mod limiter;
 pub mod link;
 pub mod mmio;
 #[cfg(test)]
@@ -31,10 +32,11 @@ mod witness;
 
 pub use balloon::counters::BalloonBlock;
 pub use balloon::{BalloonDevice, BalloonHandle, BalloonOrder, BalloonRefusal, BalloonSpec};
-pub use blk::{BlockDevice, BlockError, BlockSpec};
+pub use blk::{BlockDevice, BlockError, BlockSpec, DriveChange};
 pub use counters::{DeviceBlock, DeviceCounters, QueueBlock, ThreadBlock, TransportBlock};
-pub use device::{ConfigSpace, DeviceProfile, VirtioDevice};
+pub use device::{ConfigSpace, DeviceChange, DeviceProfile, VirtioDevice};
 pub use io_thread::{IoThread, IoThreadError, IoThreadSpec};
+pub use limiter::{BucketSpec, Limiter, LimiterSpec};
 pub use link::{DeviceEvent, DeviceEventKind, DeviceLink, OnEvent};
 pub use mmio::MmioTransport;
 pub use net::{NetDevice, NetError, TapSpec};

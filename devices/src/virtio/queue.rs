@@ -130,6 +130,7 @@ impl QueueRunner {
 
     /// Gives the queue up.
     pub(crate) fn deactivate(&mut self) {
+        self.limit(false);
         self.epoch = self.epoch.wrapping_add(1);
         (self.ring, self.broken, self.unsignalled, self.suspect) = (None, None, None, None);
         (self.stages, self.signalled) = (Stages::default(), 0);
@@ -162,12 +163,24 @@ impl QueueRunner {
     /// Takes the next request. `None` when the ring is empty (and kicks are wanted again), the
     /// turn is used up, or the ring is broken.
     pub fn request(&mut self) -> Option<Chain> {
+        self.request_if(|_| true)
+    }
+
+    /// As [`QueueRunner::request`]. One that `may` refuses stays in the ring, by the operator's limit:
+    /// who refused it asks for a turn of the queue when it may go on.
+    pub fn request_if(&mut self, may: impl FnOnce(&Chain) -> bool) -> Option<Chain> {
         if self.turn_left == 0 || self.turn_is_over() {
             self.again = self.want_kicks();
             return None;
         }
         self.turn_left = self.turn_left.saturating_sub(1);
         let mut chain = self.take()?;
+        let may = may(&chain);
+        self.limit(!may);
+        if !may {
+            self.give_back(std::iter::once(chain));
+            return None;
+        }
         self.begin(&mut chain);
         Some(chain)
     }

@@ -129,6 +129,9 @@ codes! {
     QueueRxStarved, "queue-rx-starved", Warning,
         "Packets wait, and the guest gives no buffers.",
         "The guest's interface is down or its driver is stuck.";
+    QueueRateLimited, "queue-rate-limited", Info,
+        "Requests wait because the operator limits their rate.",
+        "If that is not wanted, raise the device's rate_limiter (PATCH /drives/ID while the VM runs).";
     QueueBroken, "queue-broken", Error,
         "The guest broke the ring.",
         "The guest's driver is faulty or hostile: the reason is named. It has to reset the device.";

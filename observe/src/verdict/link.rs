@@ -13,8 +13,9 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
     use Code::{
         DriveError, GuestIdle, GuestPanic, HostMemoryPressure, HostSwappingGuest, KvmError, Paused,
         QueueBackendStall, QueueBroken, QueueDeviceStall, QueueGuestNotReaping, QueueLostKick,
-        QueueRxStarved, VcpuDeadHalt, VcpuHostFault, VcpuInHandler, VcpuSpin, VcpuSpinIrqsOff,
-        VcpuStarved, VcpuThrottled, VmFailed, VmmOomKilled, VmmOomRisk, VmmThreadStuck,
+        QueueRateLimited, QueueRxStarved, VcpuDeadHalt, VcpuHostFault, VcpuInHandler, VcpuSpin,
+        VcpuSpinIrqsOff, VcpuStarved, VcpuThrottled, VmFailed, VmmOomKilled, VmmOomRisk,
+        VmmThreadStuck,
     };
     let guest_stands = matches!(
         effect.code,
@@ -64,7 +65,9 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
             matches!(effect.code, VmmThreadStuck | QueueDeviceStall) && same_device(cause, effect)
                 || matches!(effect.code, GuestIdle)
         }
-        QueueDeviceStall | DriveError | QueueBroken => matches!(effect.code, GuestIdle),
+        QueueDeviceStall | DriveError | QueueBroken | QueueRateLimited => {
+            matches!(effect.code, GuestIdle)
+        }
         // What waits for an answer of a vCPU that gives none spins, and the guest's kernel says so.
         // Of the same vCPU it is its kernel's word for the same: a look finds one or the other.
         VcpuSpinIrqsOff if matches!(effect.code, VcpuSpin) => true,

@@ -186,6 +186,10 @@ pub struct QueueSeen {
     pub broken: (u64, String),
     /// Since when it is broken.
     pub broken_since_ns: Option<u64>,
+    /// How long requests have waited by the operator's limit, up to the last wait that is over.
+    pub limited_wait_ns: u64,
+    /// Since when they wait again.
+    pub limited_since_ns: Option<u64>,
 }
 
 /// One thread of the VMM.

@@ -88,6 +88,8 @@ struct Queue {
     broken: Counter,
     broken_reason: Gauge,
     broken_since: Gauge,
+    limited_wait: Counter,
+    limited_since: Gauge,
 }
 
 // SAFETY: repr(C), cells only.
@@ -108,6 +110,8 @@ unsafe impl Section for Queue {
         Field::counter("broken", Unit::None, offset_of!(Queue, broken), "S."),
         Field::gauge("broken_reason", Unit::None, offset_of!(Queue, broken_reason), "S."),
         Field::gauge("broken_since", Unit::Ticks, offset_of!(Queue, broken_since), "S."),
+        Field::counter("limited_wait", Unit::Nanoseconds, offset_of!(Queue, limited_wait), "S."),
+        Field::gauge("limited_since", Unit::Ticks, offset_of!(Queue, limited_since), "S."),
     ];
 }
 
@@ -476,6 +480,29 @@ fn kicks_and_rings_that_went_wrong_are_told() {
     assert_eq!(unread(8 * S), [], "nobody has looked since");
     let starved = World::new().said(|world| world.queue.starved_since.set(world.ticks(8 * S)));
     assert_eq!(codes(&starved), ["queue-rx-starved"]);
+}
+
+#[test]
+fn waits_by_the_operators_limit_are_told_by_their_share() {
+    let few = World::new().said(|world| world.queue.limited_wait.add(S / 10));
+    assert_eq!(few, []);
+    let many = World::new().said(|world| world.queue.limited_wait.add(S / 2));
+    assert_eq!(codes(&many), ["queue-rate-limited"]);
+    assert_eq!(many[0].severity, Severity::Info);
+    assert_eq!(many[0].subject.as_str(), "device/disk/queue/0");
+    assert_eq!(*fact(&many[0], "limited_percent"), Fact::Real(50.0));
+    assert_eq!(*fact(&many[0], "waited_ns"), Fact::Number(S / 2));
+    // A wait that goes on counts, and one from long ago does not count again.
+    let goes_on = World::new().said(|world| world.queue.limited_since.set(world.ticks(10 * S)));
+    assert_eq!(*fact(&goes_on[0], "limited_percent"), Fact::Real(100.0));
+    let world = World::new();
+    world.queue.limited_wait.add(100 * S);
+    world.queue.limited_since.set(world.ticks(7 * S));
+    let ended = world.said(|world| {
+        world.queue.limited_wait.add(3 * S);
+        world.queue.limited_since.set(0);
+    });
+    assert_eq!(ended, [], "it ended with the look before");
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub struct Thresholds {
     pub not_reaping_ns: u64,
     /// A receive queue without buffers while packets wait.
     pub rx_starved_ns: u64,
+    /// A queue whose requests wait for this share of the time by the operator's limit is told.
+    pub limited_share: f64,
     /// How long a thread of the VMM may stay in one step.
     pub thread_ns: u64,
     /// Share of the time in which tasks of the host or cgroup waited for memory.
@@ -97,6 +99,7 @@ impl Default for Thresholds {
             device_stall_ns: S,
             not_reaping_ns: 2 * S,
             rx_starved_ns: 2 * S,
+            limited_share: 0.2,
             thread_ns: 5 * S,
             memory_pressure_share: 0.1,
             swapped_bytes: 16 << 20,
@@ -127,7 +130,7 @@ pub enum Slot<'a> {
 pub type Row = (&'static str, fn(&mut Thresholds) -> Slot<'_>);
 
 /// How many there are.
-pub const THRESHOLDS: usize = 26;
+pub const THRESHOLDS: usize = 27;
 
 impl Thresholds {
     /// All of them.
@@ -153,6 +156,7 @@ impl Thresholds {
         ("device_stall_ms", |t| Slot::Time(&mut t.device_stall_ns, 1)),
         ("not_reaping_ms", |t| Slot::Time(&mut t.not_reaping_ns, 1)),
         ("rx_starved_ms", |t| Slot::Time(&mut t.rx_starved_ns, 1)),
+        ("limited_share", |t| Slot::Share(&mut t.limited_share)),
         ("thread_ms", |t| Slot::Time(&mut t.thread_ns, 1)),
         ("memory_pressure_share", |t| {
             Slot::Share(&mut t.memory_pressure_share)

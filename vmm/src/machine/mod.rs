@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use devices::legacy::{Console, DebugExit, I8042};
 use devices::virtio::{BalloonHandle, BalloonOrder, BalloonRefusal, IoThread, ThreadBlock};
+use devices::virtio::{DeviceChange, DriveChange};
 use kvm_ioctls::VmFd;
 use memory::GuestRam;
 use observe::blackbox::{End, Pulse};
@@ -166,6 +167,19 @@ impl Machine {
     /// The guest's memory, for who looks into the guest as long as it lives.
     pub fn memory(&self) -> Weak<GuestRam> {
         Arc::downgrade(&self.ram)
+    }
+
+    /// Changes a drive, by its id.
+    ///
+    /// # Errors
+    /// There is no such drive; it refuses; its thread misses the deadline.
+    pub fn change_drive(&self, id: &str, change: DriveChange) -> Result<(), String> {
+        let thread = format!("io-{}", virtio::drive_name(id));
+        let found = self.io_threads.iter().find(|there| there.name() == thread);
+        let found = found.ok_or_else(|| format!("the microVM has no drive {id}"))?;
+        let change = DeviceChange::Drive(change);
+        let done = found.change(0, change, self.deadline);
+        done.map_err(|error| error.to_string())
     }
 
     /// Lets every device finish what is in flight and take nothing more.

@@ -117,7 +117,7 @@ pub fn make(
 
 /// What a drive is called in sections, threads and messages: its id, unless the machine has a
 /// device of its own of that name. Ids have no '-', so that no prefixed name is another's id.
-fn drive_name(id: &str) -> String {
+pub fn drive_name(id: &str) -> String {
     if OWN.contains(&id) {
         format!("drive-{id}")
     } else {
@@ -140,6 +140,7 @@ fn open_drive(spec: &DriveSpec) -> Result<Box<dyn VirtioDevice>, LaunchError> {
         path: spec.path.clone(),
         read_only: spec.read_only,
         flush: spec.cache == Cache::Writeback,
+        limiter: spec.limiter,
     });
     match device {
         Ok(device) => Ok(Box::new(device.named(drive_name(&spec.id)))),
@@ -253,6 +254,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::spec::LimiterSpec;
 
     fn drive(id: &str) -> DriveSpec {
         DriveSpec {
@@ -262,6 +264,7 @@ mod tests {
             root: false,
             partuuid: None,
             cache: Cache::Unsafe,
+            limiter: LimiterSpec::default(),
         }
     }
 

@@ -9,6 +9,7 @@ fn disk(path: &str) -> DriveSpec {
         root: false,
         partuuid: None,
         cache: Cache::Unsafe,
+        limiter: crate::spec::LimiterSpec::default(),
     }
 }
 

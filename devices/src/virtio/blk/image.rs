@@ -2,12 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::BlockSpec;
+use super::request::SECTOR_BYTES;
 use crate::virtio::host_file::{Lock, Locked, holder, lock};
 
 /// Why a drive cannot be had.
@@ -71,6 +72,14 @@ pub enum BlockError {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// The host gives no timer.
+    #[error("drive {id}: the host gives no timer: {source}; raise the limit on open files")]
+    Timer {
+        /// The drive.
+        id: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Something else failed.
     #[error("drive {id}: {path} cannot be opened: {source}")]
     Open {
@@ -125,6 +134,51 @@ pub(super) fn open(spec: &BlockSpec) -> Result<(File, u64), BlockError> {
     // The end of a block device is where seeking to it leads; its metadata says zero.
     let bytes = file.seek(SeekFrom::End(0)).map_err(judge)?;
     Ok((file, bytes))
+}
+
+/// As [`open`], for a drive that has `old`. If that is the same file it stays open, with its lock,
+/// and only its size is taken.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn open_instead(
+    spec: &BlockSpec,
+    old: &File,
+) -> Result<(Option<File>, u64), BlockError> {
+    let place = |data: Metadata| (data.dev(), data.ino());
+    let is_same = std::fs::metadata(&spec.path)
+        .and_then(|new| Ok(place(new) == place(old.metadata()?)))
+        .unwrap_or(false);
+    if !is_same {
+        return open(spec).map(|(file, bytes)| (Some(file), bytes));
+    }
+    let mut file = old;
+    let bytes = file.seek(SeekFrom::End(0));
+    let bytes = bytes.map_err(|source| BlockError::Open {
+        id: spec.id.clone(),
+        path: spec.path.clone(),
+        source,
+    })?;
+    Ok((None, bytes))
+}
+
+/// The whole sectors of a file of so many bytes.
+///
+/// # Errors
+/// There are none.
+pub(super) fn sectors(spec: &BlockSpec, bytes: u64) -> Result<u64, BlockError> {
+    let sectors = bytes.checked_div(SECTOR_BYTES).unwrap_or(0);
+    if sectors == 0 {
+        let BlockSpec { id, path, .. } = spec.clone();
+        return Err(BlockError::Empty { id, path, bytes });
+    }
+    if !bytes.is_multiple_of(SECTOR_BYTES) {
+        let (id, path) = (&spec.id, spec.path.display());
+        tracing::warn!(
+            "drive {id}: {path} has {bytes} bytes; the guest sees {sectors} whole sectors of 512"
+        );
+    }
+    Ok(sectors)
 }
 
 /// One who writes has the file alone; those who read share it. The lock goes with the descriptor.

@@ -17,17 +17,21 @@ pub mod request;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use event_manager::EventSet;
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::timerfd::TimerFd;
 
 pub use self::image::BlockError;
 use self::image::open;
 use self::request::{Disk, HEADER_BYTES, Operation, Refusal, Request, SECTOR_BYTES};
-use super::device::{ConfigSpace, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
+use super::device::{ConfigSpace, DeviceChange, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
+use super::limiter::{Limiter, LimiterSpec};
 use super::queue::{Chain, QueueRunner};
 use super::witness::Done;
 
@@ -51,7 +55,21 @@ pub struct BlockSpec {
     pub read_only: bool,
     /// Whether flushes are offered; they are `fdatasync` then.
     pub flush: bool,
+    /// How much the guest may ask.
+    pub limiter: LimiterSpec,
 }
+
+/// What can be changed of a drive that the guest has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriveChange {
+    /// Another file, or the same one if its size has changed.
+    pub path: Option<PathBuf>,
+    /// As [`LimiterSpec::changed`] takes it.
+    pub limiter: LimiterSpec,
+}
+
+/// The token of the limiter's timer.
+const TIMER: u32 = 0;
 
 /// A disk of the guest.
 pub struct BlockDevice {
@@ -61,6 +79,10 @@ pub struct BlockDevice {
     file: File,
     disk: Disk,
     config: Arc<ConfigSpace>,
+    limiter: Limiter,
+    /// Ends a wait by the limiter.
+    timer: TimerFd,
+    began: Instant,
 }
 
 impl BlockDevice {
@@ -70,17 +92,11 @@ impl BlockDevice {
     /// [`BlockError`]: what is wrong with the path, and what to do.
     pub fn open(spec: BlockSpec) -> Result<Self, BlockError> {
         let (file, bytes) = open(&spec)?;
-        let sectors = bytes.checked_div(SECTOR_BYTES).unwrap_or(0);
-        if sectors == 0 {
-            let BlockSpec { id, path, .. } = spec;
-            return Err(BlockError::Empty { id, path, bytes });
-        }
-        if !bytes.is_multiple_of(SECTOR_BYTES) {
-            let (id, path) = (&spec.id, spec.path.display());
-            tracing::warn!(
-                "drive {id}: {path} has {bytes} bytes; the guest sees {sectors} whole sectors of 512"
-            );
-        }
+        let sectors = image::sectors(&spec, bytes)?;
+        let timer = TimerFd::new().map_err(|error| BlockError::Timer {
+            id: spec.id.clone(),
+            source: error.into(),
+        })?;
         let disk = Disk {
             sectors,
             read_only: spec.read_only,
@@ -89,10 +105,13 @@ impl BlockDevice {
         };
         Ok(BlockDevice {
             name: spec.id.clone(),
+            limiter: Limiter::new(spec.limiter, 0),
             spec,
             file,
-            disk,
             config: Arc::new(config(&disk)),
+            disk,
+            timer,
+            began: Instant::now(),
         })
     }
 
@@ -101,6 +120,49 @@ impl BlockDevice {
     pub fn named(mut self, name: String) -> Self {
         self.name = name;
         self
+    }
+
+    /// The clock of the limiter.
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes the next request, unless it has to wait; then the timer is set.
+    fn next(&mut self, queue: &mut QueueRunner) -> Option<Chain> {
+        if !self.limiter.limits() {
+            return queue.request();
+        }
+        let now_ns = self.now_ns();
+        let (limiter, timer) = (&mut self.limiter, &mut self.timer);
+        queue.request_if(|chain| {
+            let all = chain
+                .readable
+                .bytes()
+                .saturating_add(chain.writable.bytes());
+            // Without the header and the status.
+            let payload = all.saturating_sub(HEADER_BYTES).saturating_sub(1);
+            match limiter.take(payload as u64, now_ns) {
+                Ok(()) => true,
+                // Without a timer nothing would end the wait.
+                Err(wait) => timer.reset(wait, None).is_err(),
+            }
+        })
+    }
+
+    /// Takes another file, or the same one at its new size.
+    fn swap(&mut self, path: PathBuf) -> Result<(), BlockError> {
+        let spec = BlockSpec {
+            path,
+            ..self.spec.clone()
+        };
+        let (file, bytes) = image::open_instead(&spec, &self.file)?;
+        let sectors = image::sectors(&spec, bytes)?;
+        if let Some(file) = file {
+            self.file = file;
+        }
+        (self.spec, self.disk.sectors) = (spec, sectors);
+        self.config.write(0, &sectors.to_le_bytes());
+        Ok(())
     }
 
     /// Carries a request out. `None` when the chain has no header or no place for the status.
@@ -202,12 +264,50 @@ impl VirtioDevice for BlockDevice {
         let Some(queue) = queues.get_mut(index) else {
             return;
         };
-        while let Some(mut chain) = queue.request() {
+        while let Some(mut chain) = self.next(queue) {
             match self.serve(&mut chain, queue) {
                 Some(done) => queue.complete(chain, done),
                 None => queue.reject(chain),
             }
         }
+    }
+
+    fn backends(&self) -> Vec<(u32, RawFd)> {
+        vec![(TIMER, self.timer.as_raw_fd())]
+    }
+
+    fn interest(&self, _token: u32) -> EventSet {
+        match self.limiter.limits() {
+            true => EventSet::IN,
+            false => EventSet::empty(),
+        }
+    }
+
+    fn backend_ready(&mut self, _token: u32, _events: EventSet, queues: &mut [QueueRunner]) {
+        // Never read: it may have been set anew in this round, and a read would wait for it.
+        if let Err(error) = self.timer.clear() {
+            tracing::warn!(
+                "drive {}: its timer cannot be cleared: {error}",
+                self.spec.id
+            );
+        }
+        for index in 0..queues.len() {
+            self.queue_ready(index, queues);
+        }
+    }
+
+    fn change(&mut self, change: DeviceChange, queues: &mut [QueueRunner]) -> Result<(), String> {
+        let DeviceChange::Drive(DriveChange { path, limiter }) = change;
+        if let Some(path) = path {
+            self.swap(path).map_err(|error| error.to_string())?;
+            if let Some(queue) = queues.first() {
+                queue.config_changed();
+            }
+        }
+        let now_ns = self.now_ns();
+        self.limiter.change(limiter, now_ns);
+        self.spec.limiter = self.limiter.spec();
+        Ok(())
     }
 
     fn reset(&mut self) {}
@@ -248,3 +348,11 @@ fn config(disk: &Disk) -> ConfigSpace {
     clippy::arithmetic_side_effects
 )]
 mod tests;
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+mod change_tests;

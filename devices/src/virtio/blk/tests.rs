@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
 const STATUS: u64 = DATA + 0x8_0000;
 
-struct DiskFile(PathBuf);
+pub(super) struct DiskFile(pub PathBuf);
 
 impl DiskFile {
-    fn new(bytes: &[u8]) -> Self {
+    pub fn new(bytes: &[u8]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("vitrine-blk-{}-{number}", std::process::id());
@@ -22,12 +22,13 @@ impl DiskFile {
         DiskFile(path)
     }
 
-    fn spec(&self) -> BlockSpec {
+    pub fn spec(&self) -> BlockSpec {
         BlockSpec {
             id: "rootfs".into(),
             path: self.0.clone(),
             read_only: false,
             flush: true,
+            limiter: LimiterSpec::default(),
         }
     }
 
@@ -42,13 +43,13 @@ impl Drop for DiskFile {
     }
 }
 
-fn pattern(bytes: usize) -> Vec<u8> {
+pub(super) fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes)
         .map(|place| (place / 512 * 31 + place) as u8)
         .collect()
 }
 
-fn start(spec: BlockSpec) -> (Machine, Driver) {
+pub(super) fn start(spec: BlockSpec) -> (Machine, Driver) {
     let mut machine = Machine::new();
     let mut driver = machine.attach(BlockDevice::open(spec).unwrap(), 0x1_0000);
     let offered = driver.offered();
@@ -57,7 +58,7 @@ fn start(spec: BlockSpec) -> (Machine, Driver) {
 }
 
 /// Sends a request with these data buffers; gives its status and used length.
-fn ask(driver: &mut Driver, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
+pub(super) fn ask(driver: &mut Driver, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
     let mut header = [0; 16];
     header[..4].copy_from_slice(&kind.to_le_bytes());
     header[8..].copy_from_slice(&sector.to_le_bytes());

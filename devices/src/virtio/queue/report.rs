@@ -36,6 +36,23 @@ impl QueueRunner {
         GuestVectors::new(Arc::clone(&self.ram))
     }
 
+    /// Says whether requests wait by the operator's limit.
+    pub(super) fn limit(&self, limited: bool) {
+        let since = &self.block.limited_since;
+        match (limited, since.value()) {
+            (true, 0) => {
+                self.block.limited.inc();
+                since.set(self.now);
+            }
+            (false, at @ 1..) => {
+                let ns = self.witness.clock.ns_between(at, self.now);
+                self.block.limited_ns.add(ns);
+                since.set(0);
+            }
+            _ => {}
+        }
+    }
+
     /// Says whether the backend has data that the guest gave no buffer for.
     pub fn starve(&self, starved: bool) {
         let since = &self.block.starved_since;

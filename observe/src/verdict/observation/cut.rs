@@ -165,6 +165,8 @@ impl Cut {
             lost_kicks: _,
             broken: _,
             broken_since_ns: _,
+            limited_wait_ns: _,
+            limited_since_ns: _,
         } = queue;
         if self == Cut::Kicks {
             *kick_pending = None;

@@ -213,6 +213,8 @@ impl Source<'_> {
             kick_pending: self.kick_pending(section),
             lost_kicks: number("lost_kicks"),
             broken_since_ns: self.moment(section, "broken_since"),
+            limited_wait_ns: number("limited_wait"),
+            limited_since_ns: self.moment(section, "limited_since"),
             broken: (
                 number("broken"),
                 named.map_or_else(|| reason.to_string(), ToOwned::to_owned),

@@ -1,6 +1,6 @@
 //! Queues: requests that wait for the host, for the device's thread, or for the guest.
 
-use super::{Look, is_stopped, seconds};
+use super::{Look, is_stopped, percent, seconds};
 use crate::heartbeat::Activity;
 use crate::verdict::observation::{HostErrors, QueueSeen, ThreadSeen};
 use crate::verdict::{Code, Severity, Subject, Verdict};
@@ -14,6 +14,7 @@ pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
         not_taken(look, queue, verdicts);
         not_reaping(look, queue, verdicts);
         rx_starved(look, queue, verdicts);
+        rate_limited(look, queue, verdicts);
     }
     for queue in &look.now.queues {
         lost_kicks(look, queue, verdicts);
@@ -162,6 +163,41 @@ fn rx_starved(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
     );
     verdicts
         .push(verdict(Code::QueueRxStarved, queue, since_ns, summary).number("starved_ns", age));
+}
+
+/// From one look to the next, requests waited for a good part of the time by the operator's limit.
+fn rate_limited(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
+    let Some((earlier, then)) = look.earlier.zip(before(look, queue)) else {
+        return;
+    };
+    let waited_at = |queue: &QueueSeen, at_ns: u64| {
+        let open = queue
+            .limited_since_ns
+            .map_or(0, |since| at_ns.saturating_sub(since));
+        queue.limited_wait_ns.saturating_add(open)
+    };
+    let passed = look.now.at_ns.saturating_sub(earlier.at_ns);
+    let waited = waited_at(queue, look.now.at_ns).saturating_sub(waited_at(then, earlier.at_ns));
+    let share = waited as f64 / passed.max(1) as f64;
+    if share < look.limits.limited_share {
+        return;
+    }
+    let summary = format!(
+        "requests of {} queue {} waited for {} of the time, because their rate is limited",
+        queue.device,
+        queue.queue,
+        percent(share.min(1.0))
+    );
+    let since_ns = queue
+        .limited_since_ns
+        .unwrap_or(earlier.at_ns)
+        .min(earlier.at_ns);
+    verdicts.push(
+        verdict(Code::QueueRateLimited, queue, since_ns, summary)
+            .number("waited_ns", waited)
+            .number("looked_ns", passed)
+            .real("limited_percent", 100.0 * share.min(1.0)),
+    );
 }
 
 /// Found and mended between the two looks.
