@@ -12,6 +12,7 @@ pub mod http_request;
 mod input;
 pub mod legacy_ports;
 pub mod mmio_registers;
+pub mod pci_function;
 pub mod stack;
 pub mod trace_format;
 pub mod trace_records;
@@ -31,6 +32,7 @@ pub const TARGETS: [(&str, Body); 13] = [
     ("http_request", http_request::run),
     ("legacy_ports", legacy_ports::run),
     ("mmio_registers", mmio_registers::run),
+    ("pci_function", pci_function::run),
     ("stack", stack::run),
     ("trace_format", trace_format::run),
     ("trace_records", trace_records::run),
