@@ -222,6 +222,23 @@ pub struct TransportBlock {
     pub resets_missed: Counter,
     /// Kicks that came as register writes and not by ioeventfd.
     pub trapped_kicks: Counter,
+    /// The transport: a [`TransportKind`].
+    pub kind: Gauge,
+}
+
+/// How a guest reaches a device. The number is part of the black box format: add at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TransportKind {
+    /// Virtio over MMIO.
+    Mmio = 0,
+    /// Virtio over PCI.
+    Pci = 1,
+}
+
+impl TransportKind {
+    /// By number: the row names `kind` of a [`TransportBlock`].
+    const NAMES: [&str; 2] = ["virtio-mmio", "virtio-pci"];
 }
 
 // SAFETY: repr(C), cells only.
@@ -236,6 +253,7 @@ unsafe impl Section for TransportBlock {
         Field::counter("refused", Unit::None, offset_of!(TransportBlock, refused), "Register writes refused for their width, place or moment."),
         Field::counter("resets_missed", Unit::None, offset_of!(TransportBlock, resets_missed), "Resets that the I/O thread did not confirm in time."),
         Field::counter("trapped_kicks", Unit::None, offset_of!(TransportBlock, trapped_kicks), "Kicks that came as register writes and not by ioeventfd."),
+        Field::gauge("kind", Unit::None, offset_of!(TransportBlock, kind), "The transport: 0 is virtio-mmio, 1 virtio-pci."),
     ];
 }
 
@@ -349,9 +367,12 @@ impl DeviceCounters {
         let (operations, causes) = (owned(profile.operations), owned(profile.drop_causes));
         let labels = [("operation", &*operations), ("cause", &*causes)];
         let reasons = owned(&QueueError::REASONS);
+        let kinds = owned(&TransportKind::NAMES);
         Ok(DeviceCounters {
             device: Arc::new(black_box.section(&format!("device/{name}"), &labels)?),
-            transport: Arc::new(black_box.section(&format!("transport/{name}"), &[])?),
+            transport: Arc::new(
+                black_box.section(&format!("transport/{name}"), &[("kind", &kinds)])?,
+            ),
             queues: (0..profile.queue_max_sizes.len())
                 .map(|index| {
                     let queue = black_box

@@ -21,8 +21,8 @@ use self::rounds::{Message, Rounds};
 use super::counters::{DeviceCounters, ThreadBlock};
 use super::device::{DeviceChange, VirtioDevice};
 use super::device_loop::{Control, DeviceLoop};
+use super::front::Front;
 use super::link::{DeviceLink, OnEvent, event, signal};
-use super::mmio::MmioTransport;
 use super::queue::QueueRunner;
 use super::witness::Witness;
 
@@ -136,8 +136,8 @@ impl IoThread {
         })
     }
 
-    /// Moves `device` to the thread and gives the register window through which the guest reaches
-    /// it. Buffers are looked up in `ram`. The device is dropped with the thread.
+    /// Moves `device` to the thread and gives its register file, which a transport puts before the
+    /// guest. Buffers are looked up in `ram`. The device is dropped with the thread.
     ///
     /// # Errors
     /// What the host refused, or that the thread has ended.
@@ -146,7 +146,7 @@ impl IoThread {
         device: Box<dyn VirtioDevice>,
         counters: DeviceCounters,
         ram: &GuestRam,
-    ) -> Result<MmioTransport, IoThreadError> {
+    ) -> Result<Front, IoThreadError> {
         let profile = device.profile();
         let start = |source| IoThreadError::Start {
             name: profile.name.clone(),
@@ -185,9 +185,7 @@ impl IoThread {
         self.devices.push((mail.clone(), Arc::clone(&wake)));
         self.send(Message::Attach(Box::new(attached), Arc::clone(&link)))?;
         let transport = counters.transport;
-        Ok(MmioTransport::new(
-            &profile, link, kicks, mail, wake, transport,
-        ))
+        Ok(Front::new(&profile, link, kicks, mail, wake, transport))
     }
 
     fn send(&self, message: Message) -> Result<(), IoThreadError> {

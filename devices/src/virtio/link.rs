@@ -2,21 +2,31 @@
 //! I/O thread. Atomics and eventfds alone.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::ConfigSpace;
+use super::messages::Messages;
 
-/// Why the guest is interrupted; the bits of the InterruptStatus register (virtio 1.2, 4.2.2).
+/// Why the guest is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Interrupt {
-    /// A queue has used buffers.
-    Queue = 1,
+    /// This queue has used buffers.
+    Queue(u16),
     /// The configuration or the device's status changed.
-    Config = 2,
+    Config,
+}
+
+impl Interrupt {
+    /// Its bit in the InterruptStatus register (virtio 1.2, 4.2.2) and in the ISR status (4.1.4.5).
+    fn bit(self) -> u32 {
+        match self {
+            Interrupt::Queue(_) => 1,
+            Interrupt::Config => 2,
+        }
+    }
 }
 
 /// A nonblocking eventfd, as everything here wants it.
@@ -30,11 +40,13 @@ pub(crate) fn signal(event: &EventFd) {
     let _ = event.write(1);
 }
 
-/// The interrupt line of a device: status bits, and the eventfd that KVM turns into an interrupt.
+/// The interrupt of a device: status bits, and what KVM turns into an interrupt: the eventfd of a
+/// line, or those of messages where the transport has them.
 #[derive(Debug)]
 pub struct InterruptLine {
     status: AtomicU32,
     event: EventFd,
+    messages: OnceLock<Arc<Messages>>,
 }
 
 impl InterruptLine {
@@ -42,13 +54,37 @@ impl InterruptLine {
         Ok(InterruptLine {
             status: AtomicU32::new(0),
             event: event()?,
+            messages: OnceLock::new(),
         })
     }
 
-    /// Raises the line.
+    /// From now on, interrupts are `messages`. Only the first call has an effect.
+    pub(crate) fn send_as(&self, messages: Arc<Messages>) {
+        let _ = self.messages.set(messages);
+    }
+
+    /// Raises the line, or sends the message that the driver chose for this.
     pub fn trigger(&self, why: Interrupt) {
-        self.status.fetch_or(why as u32, Ordering::SeqCst);
-        signal(&self.event);
+        self.status.fetch_or(why.bit(), Ordering::SeqCst);
+        match self.messages.get() {
+            Some(messages) => messages.send(why),
+            None => signal(&self.event),
+        }
+    }
+
+    /// The pending reasons, which are none from now on.
+    pub(crate) fn take_status(&self) -> u32 {
+        self.status.swap(0, Ordering::SeqCst)
+    }
+
+    /// An interrupt of the life before must not reach the next driver.
+    fn clear(&self) {
+        self.acknowledge(u32::MAX);
+        // Nothing pending is fine.
+        let _ = self.event.read();
+        if let Some(messages) = self.messages.get() {
+            messages.clear();
+        }
     }
 
     /// The pending reasons.
@@ -169,8 +205,6 @@ impl DeviceLink {
     /// A fresh start.
     pub(crate) fn clear(&self) {
         self.needs_reset.store(false, Ordering::SeqCst);
-        self.interrupt.acknowledge(u32::MAX);
-        // An interrupt of the life before must not reach the next driver. Nothing pending is fine.
-        let _ = self.interrupt.event.read();
+        self.interrupt.clear();
     }
 }

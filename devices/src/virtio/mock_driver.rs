@@ -9,10 +9,11 @@ use memory::{Bytes, GuestAddress, GuestRam};
 use observe::{BlackBox, Meta};
 
 use super::{
-    DeviceCounters, DeviceEvent, DeviceLink, IoThread, IoThreadSpec, MmioTransport, VirtioDevice,
+    DeviceCounters, DeviceEvent, DeviceLink, IoThread, IoThreadSpec, TransportKind, VirtioDevice,
 };
-use crate::bus::{BusDevice, Misuse};
+use crate::bus::Misuse;
 use crate::virtio::device::F_VERSION_1;
+use crate::virtio::mock_transport::MockTransport;
 
 pub const RAM_BYTES: usize = 4 << 20;
 pub const QUEUE_SIZE: u16 = 16;
@@ -30,10 +31,15 @@ pub struct Machine {
     pub failures: Receiver<String>,
     pub black_box: BlackBox,
     pub ram: GuestRam,
+    kind: TransportKind,
 }
 
 impl Machine {
     pub fn new() -> Self {
+        Machine::of(TransportKind::Mmio)
+    }
+
+    pub fn of(kind: TransportKind) -> Self {
         let meta = Meta {
             vm_id: "test".into(),
             version: "0".into(),
@@ -54,6 +60,7 @@ impl Machine {
             failures,
             black_box,
             ram: GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES)]).unwrap(),
+            kind,
         }
     }
 
@@ -63,13 +70,15 @@ impl Machine {
         let counters = DeviceCounters::place(&mut self.black_box, &profile).unwrap();
         let seen = counters.clone();
         let device = Box::new(device);
-        let transport = self.thread.attach(device, counters, &self.ram).unwrap();
+        let front = self.thread.attach(device, counters, &self.ram).unwrap();
+        let link = Arc::clone(front.link());
+        let transport = MockTransport::new(front, self.kind, profile.device_type);
         let queues = (0..profile.queue_max_sizes.len() as u64)
             .map(|index| Ring::new(rings + index * 0x4000))
             .collect();
         Driver {
-            link: Arc::clone(transport.link()),
-            transport: Arc::new(transport),
+            link,
+            transport,
             ram: self.ram.clone(),
             queues,
             seen,
@@ -106,7 +115,7 @@ impl Ring {
 
 pub struct Driver {
     pub link: Arc<DeviceLink>,
-    pub transport: Arc<MmioTransport>,
+    pub transport: MockTransport,
     pub ram: GuestRam,
     pub queues: Vec<Ring>,
     pub seen: DeviceCounters,
@@ -114,14 +123,11 @@ pub struct Driver {
 
 impl Driver {
     pub fn read(&self, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        self.transport.read(offset, &mut data).unwrap();
-        u32::from_le_bytes(data)
+        self.transport.read(offset)
     }
 
     pub fn try_write(&self, offset: u64, value: u32) -> Result<(), Misuse> {
-        let done = self.transport.write(offset, &value.to_le_bytes());
-        done.map(|_| ())
+        self.transport.write(offset, value)
     }
 
     pub fn write(&self, offset: u64, value: u32) {
@@ -148,6 +154,7 @@ impl Driver {
         if self.read(0x70) & 8 == 0 {
             return false;
         }
+        self.transport.set_up_interrupts(self.queues.len());
         for index in 0..self.queues.len() {
             self.set_up_queue(index);
         }
@@ -257,7 +264,7 @@ impl Driver {
     }
 
     pub fn interrupt_count(&self) -> u64 {
-        self.transport.interrupt_event().read().unwrap_or(0)
+        self.transport.interrupt_count()
     }
 }
 

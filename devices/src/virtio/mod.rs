@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! vCPU threads                 |  I/O thread `io-NAME`
-//! bus -> mmio::MmioTransport --mailbox--> device_loop -> blk, net, balloon
+//! bus -> mmio or pci: Front  --mailbox--> device_loop -> blk, net, balloon
 //!        kicks (eventfds) ----------------^   |  ^
-//!        interrupt (eventfd) <--- queue::QueueRunner, the only user of the rings
+//!        interrupt (eventfds) <-- queue::QueueRunner, the only user of the rings
 //! ```
 //! Owner threads: a device, its queues and their counters belong to its I/O thread; the register
 //! file belongs to the vCPUs, under one lock; they share atomics and eventfds ([`link`]) and talk
 //! by messages. Order of calls: [`IoThread::spawn`], [`DeviceCounters::place`],
-//! [`IoThread::attach`], then the transport goes on the bus and its events to KVM.
+//! [`IoThread::attach`], which gives a [`Front`]; a transport made of it ([`MmioTransport`],
+//! [`PciTransport`]) goes on the bus and its events to KVM. A device does not know which.
 
 pub mod balloon;
 pub mod blk;
@@ -18,14 +19,19 @@ mod conformance;
 pub mod counters;
 pub mod device;
 mod device_loop;
+pub mod front;
 mod host_file;
 pub mod io_thread;
 pub mod limiter;
 pub mod link;
+mod messages;
 pub mod mmio;
 #[cfg(test)]
 mod mock_driver;
+#[cfg(test)]
+mod mock_transport;
 pub mod net;
+pub mod pci;
 pub mod queue;
 pub mod vectors;
 mod witness;
@@ -33,12 +39,16 @@ mod witness;
 pub use balloon::counters::BalloonBlock;
 pub use balloon::{BalloonDevice, BalloonHandle, BalloonOrder, BalloonRefusal, BalloonSpec};
 pub use blk::{BlockDevice, BlockError, BlockSpec, DriveChange};
-pub use counters::{DeviceBlock, DeviceCounters, QueueBlock, ThreadBlock, TransportBlock};
+pub use counters::{
+    DeviceBlock, DeviceCounters, QueueBlock, ThreadBlock, TransportBlock, TransportKind,
+};
 pub use device::{ConfigSpace, DeviceChange, DeviceProfile, VirtioDevice};
+pub use front::{Front, RESET_DEADLINE};
 pub use io_thread::{IoThread, IoThreadError, IoThreadSpec};
 pub use limiter::{BucketSpec, Limiter, LimiterSpec};
 pub use link::{DeviceEvent, DeviceEventKind, DeviceLink, OnEvent};
 pub use mmio::MmioTransport;
 pub use net::{NetDevice, NetError, TapSpec};
+pub use pci::{MessageRouter, PciTransport};
 pub use queue::{Chain, QueueError, QueueLayout, QueueRunner};
 pub use witness::Done;

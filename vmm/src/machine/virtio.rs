@@ -98,9 +98,10 @@ pub fn make(
         };
         let mut thread = spawn_thread(&profile, black_box, inbox)?;
         let counters = DeviceCounters::place(black_box, &profile)?;
-        let transport = thread
+        let front = thread
             .attach(device, counters, ram)
             .map_err(|error| failed(error.to_string()))?;
+        let transport = MmioTransport::new(front);
         let window = MmioWindow::of_slot(slot);
         connect(vm, &transport, window)?;
         watch_kicks(&name, &transport, &mut kicks)?;

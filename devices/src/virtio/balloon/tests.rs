@@ -1,7 +1,7 @@
 use memory::{Backing, Bytes, GuestAddress};
 
 use super::*;
-use crate::bus::{BusDevice, Misuse};
+use crate::bus::Misuse;
 use crate::virtio::mock_driver::{DATA, Driver, Machine, RAM_BYTES, wait_for};
 
 const INFLATE: usize = 0;
@@ -184,7 +184,7 @@ fn the_driver_hears_of_a_target_and_tells_its_size() {
     assert_ne!(balloon.seen().actual_changed_at.value(), 0);
     assert_eq!(balloon.handle.actual_pages(), 600);
     // The target is not the driver's to write.
-    let refused = balloon.driver.transport.write(0x100, &[0; 4]);
+    let refused = balloon.driver.transport.write_config(0, &[0; 4]);
     assert_eq!(refused, Err(Misuse::State));
     balloon.driver.write(0x70, 0);
     wait_for("a reset", || balloon.seen().features.value() == 0);

@@ -78,8 +78,8 @@ fn a_reset_that_comes_too_late_is_counted_and_can_be_tried_again() {
     let mut machine = Machine::new();
     let slow = Rogue(Vice::Sleep(Duration::from_millis(300)));
     let mut driver = machine.attach(slow, 0x1_0000);
-    let transport = Arc::get_mut(&mut driver.transport).unwrap();
-    transport.set_reset_deadline(Duration::from_millis(20));
+    let front = driver.transport.front_mut();
+    front.set_reset_deadline(Duration::from_millis(20));
     driver.start_plain(0);
     driver.add(0, &[(DATA, 1, true)]);
     driver.kick(0);

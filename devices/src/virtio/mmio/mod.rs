@@ -3,4 +3,4 @@
 pub mod registers;
 mod transport;
 
-pub use transport::{MmioTransport, RESET_DEADLINE};
+pub use transport::MmioTransport;

@@ -85,6 +85,8 @@ pub struct Registers {
     accepted_page: u32,
     selected: u32,
     reset: ResetPhase,
+    /// Whether queues have their largest size until a driver writes another.
+    filled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +112,19 @@ impl Registers {
             accepted_page: 0,
             selected: 0,
             reset: ResetPhase::None,
+            filled: false,
         }
+    }
+
+    /// The same with queues of their largest size until a driver writes another, as PCI has it
+    /// (virtio 1.2, 4.1.4.3).
+    #[must_use]
+    pub fn filled(mut self) -> Self {
+        self.filled = true;
+        for (queue, max) in self.queues.iter_mut().zip(&self.max_sizes) {
+            queue.size = *max;
+        }
+        self
     }
 
     /// The status register without the device's own bit.
@@ -121,6 +135,26 @@ impl Registers {
     /// The features that the driver has accepted so far.
     pub fn accepted(&self) -> u64 {
         self.accepted
+    }
+
+    /// How many queues there are.
+    pub fn queues(&self) -> u16 {
+        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    }
+
+    /// What the driver selected: pages of the features offered and accepted, and a queue.
+    pub fn selections(&self) -> (u32, u32, u32) {
+        (self.offered_page, self.accepted_page, self.selected)
+    }
+
+    /// 32 of the accepted features, those of the selected page.
+    pub fn accepted_page(&self) -> u32 {
+        page(self.accepted, self.accepted_page)
+    }
+
+    /// The selected queue, if there is such a queue.
+    pub fn selected_queue(&self) -> Option<&QueueLayout> {
+        self.selected()
     }
 
     /// Reads a register.
@@ -295,7 +329,8 @@ impl Registers {
     }
 
     fn clear(&mut self) {
-        *self = Registers::new(self.device_type, self.offered, &self.max_sizes);
+        let fresh = Registers::new(self.device_type, self.offered, &self.max_sizes);
+        *self = if self.filled { fresh.filled() } else { fresh };
     }
 }
 

@@ -160,7 +160,10 @@ impl QueueRunner {
             self.stages
                 .interrupted(self.now, self.signalled, reach.avail);
         }
-        self.witness.link.interrupt.trigger(Interrupt::Queue);
+        self.witness
+            .link
+            .interrupt
+            .trigger(Interrupt::Queue(self.index));
     }
 }
 
