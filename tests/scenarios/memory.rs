@@ -1,5 +1,6 @@
 //! Memory of the host and of the VMM's cgroup. All in the lab.
 
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vmm::observe::verdict::{Code, Severity};
 
-use crate::block::Swap;
+use crate::block::{Mapped, Swap};
 use crate::harness::cgroup::Cgroup;
 use crate::scenario::{Fault, Guest, Place, Scenario, Seen, USUAL, between};
 use crate::stage::{PATIENCE, Stage};
@@ -176,6 +177,43 @@ pub const ALL: &[Scenario] = &[
         ..USUAL
     },
     Scenario {
+        name: "vmm-oom-limit",
+        code: Code::VmmOomRisk,
+        subject: "vmm",
+        severity: Severity::Error,
+        place: Place::Lab,
+        guest: Guest::Linux(
+            "6.12",
+            "dd if=/dev/zero of=/run/held bs=1M count=96; echo ready; sleep 10000",
+        ),
+        setup: |stage| {
+            let device = Mapped::new("vitrine-pages", 16, 0);
+            stage.keep(device);
+            stage.cgroup().without_swap();
+        },
+        fault: |stage| {
+            let cgroup = stage.cgroup();
+            let reader = CacheReader::of("/dev/mapper/vitrine-pages", cgroup);
+            // What it needs itself is there by then.
+            std::thread::sleep(Duration::from_secs(2));
+            let needed = used(cgroup).saturating_sub(page_cache(cgroup));
+            cgroup.write("memory.max", &(needed + needed / 50).to_string());
+            Fault::held(reader)
+        },
+        evidence: |found| {
+            let cgroup = found.stage.cgroup();
+            assert_eq!(cgroup.number("memory.events", "oom_kill"), 0);
+            let max: f64 = cgroup.read("memory.max").trim().parse().unwrap();
+            assert_eq!(found.number("max_bytes"), max);
+            // Until now it was met more often.
+            let source = cgroup.number("memory.events", "max") as f64;
+            let told = found.number("limit_met");
+            between("limit_met", told, 1.0, source, "max in memory.events")
+        },
+        end: Some(|stage| stage.cgroup().write("memory.max", "max")),
+        ..USUAL
+    },
+    Scenario {
         name: "vmm-oom-killed",
         code: Code::VmmOomKilled,
         subject: "vmm",
@@ -215,6 +253,35 @@ fn swapped(cgroup: &Cgroup) -> u64 {
 
 fn used(cgroup: &Cgroup) -> u64 {
     cgroup.read("memory.current").trim().parse().unwrap()
+}
+
+/// Page cache of files in it, which the kernel takes back when it has to.
+fn page_cache(cgroup: &Cgroup) -> u64 {
+    let files = ["inactive_file", "active_file"];
+    let of = |name| cgroup.number("memory.stat", name);
+    files.into_iter().map(of).sum()
+}
+
+/// Reads a device again and again, in the VMM's cgroup: page cache that meets the cgroup's limit and
+/// makes room for itself, so that nobody is killed.
+struct CacheReader(Child);
+
+impl CacheReader {
+    fn of(device: &str, cgroup: &Cgroup) -> CacheReader {
+        let script = format!("while :; do cat {device} > /dev/null; done");
+        let mut command = Command::new("sh");
+        let command = command.args(["-c", &script]).stdin(Stdio::null());
+        let child = command.spawn().unwrap();
+        cgroup.enter(child.id());
+        CacheReader(child)
+    }
+}
+
+impl Drop for CacheReader {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Time in which all tasks of the host waited for memory.

@@ -138,6 +138,9 @@ pub struct Scenario {
     pub fault: fn(&Stage) -> Fault,
     /// From `Fault::from` on.
     pub threshold: Duration,
+    /// Whether the guest itself brings it about, and needs a host CPU for that: then the time in which
+    /// it waited for one does not count.
+    pub takes_cpu: bool,
     /// Holds the evidence against another source.
     pub evidence: fn(&Found<'_>) -> Checked,
     /// What ends the fault, beside dropping it; `None` where it does not end while the VM lives.
@@ -162,6 +165,7 @@ pub const USUAL: Scenario = Scenario {
     setup: |_| {},
     fault: |_| Fault::now(),
     threshold: Duration::from_secs(1),
+    takes_cpu: false,
     evidence: |_| Checked {
         told: String::new(),
         source: String::new(),

@@ -27,6 +27,7 @@ pub const ALL: &[Scenario] = &[
         code: Code::WakeStorm,
         guest: Guest::Zoo("print=ready timer_hlt=20000 print=counted timer_hlt=1000000000"),
         fault: from_ready,
+        takes_cpu: true,
         evidence: |found| {
             let (_, line) = found.stage.heard("halts=");
             let halts = line.rsplit('=').next().unwrap().trim().parse().unwrap();
