@@ -121,6 +121,12 @@ fn thresholds() -> Vec<(Code, String)> {
         (Code::VmmOomRisk, percent(limits.oom_share)),
         (Code::VmmOomRisk, seconds(limits.oom_soon_ns)),
         (Code::VmmOomKilled, percent(limits.oom_share)),
+        (Code::BalloonStuck, seconds(limits.balloon_ns)),
+        (
+            Code::GuestMemoryPressure,
+            percent(limits.guest_available_share),
+        ),
+        (Code::GuestOomSoon, seconds(limits.oom_soon_ns)),
     ]
 }
 

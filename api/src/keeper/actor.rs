@@ -8,6 +8,7 @@ use std::sync::mpsc::{
 use std::sync::{OnceLock, Weak};
 use std::time::Duration;
 
+use vmm::BalloonOrder;
 use vmm::observe::verdict::Verdict;
 
 use super::{Inner, Keeper, Wanted};
@@ -92,6 +93,10 @@ fn act(keeper: &Keeper, task: &Task) {
             false => Err("the run that it was for is over".into()),
             true => match (action, &path) {
                 (Action::Nmi, _) => command(keeper, Command::Nmi),
+                (Action::Deflate, _) => {
+                    let none = BalloonOrder::Resize { mib: 0 };
+                    command(keeper, Command::Balloon(none))
+                }
                 (Action::Pause, _) => command(keeper, Command::Pause),
                 (Action::Dump { kind, .. }, Some(path)) => {
                     dump::write_here(keeper, &keeper.0.events, *kind, path)

@@ -21,6 +21,8 @@ pub enum Action {
         /// To this file, or into this folder; absolute.
         path: PathBuf,
     },
+    /// Ask the guest to take all memory out of its balloon.
+    Deflate,
     /// Pause the VM.
     Pause,
     /// Wait before the next action.
@@ -37,6 +39,7 @@ impl Action {
         match self {
             Action::Nmi => "nmi",
             Action::Dump { .. } => "dump",
+            Action::Deflate => "deflate",
             Action::Pause => "pause",
             Action::Wait(_) => "wait",
             Action::Reset => "reset",

@@ -269,7 +269,7 @@ impl Driver {
 }
 
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < until, "{what} did not come in time");
         std::thread::sleep(Duration::from_micros(200));

@@ -138,12 +138,18 @@ codes! {
     DriveError, "drive-error", Error,
         "The host's disk fails or is full.",
         "Look at the drive's file and its file system on the host, and at the host's kernel log; the guest got I/O errors.";
+    BalloonStuck, "balloon-stuck", Warning,
+        "The balloon is not as large as it is to be, and does not move.",
+        "The guest has no memory to give, or no driver for the balloon: ask for less (PATCH /balloon), or load virtio_balloon.";
     GuestOom, "guest-oom", Error,
         "The guest's kernel killed a process for want of memory.",
         "Give the guest more memory, or its programs less work.";
+    GuestMemoryPressure, "guest-memory-pressure", Warning,
+        "The guest has little memory left, and its programs wait for it.",
+        "Give the guest more memory, take some out of its balloon (PATCH /balloon), or its programs less work.";
     GuestOomSoon, "guest-oom-soon", Warning,
         "At this trend the guest's memory ends soon.",
-        "Something in the guest leaks: find it, or give it more memory.";
+        "Something in the guest leaks: find it, take memory out of its balloon (PATCH /balloon), or give it more.";
     HostMemoryPressure, "host-memory-pressure", Warning,
         "The host or the VMM's cgroup stalls for want of memory.",
         "Free memory on the host, or raise memory.high of the VMM's cgroup.";
@@ -174,7 +180,7 @@ codes! {
 }
 
 /// Codes whose signals are not read yet: no rule gives them.
-const NOT_JUDGED: &[Code] = &[Code::GuestOomSoon];
+const NOT_JUDGED: &[Code] = &[];
 
 impl Code {
     /// Whether this version can say it.

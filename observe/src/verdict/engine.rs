@@ -37,6 +37,10 @@ impl Engine {
     pub fn step(&mut self, mut now: Observation, thresholds: &Thresholds) -> Vec<Change> {
         let before = self.earlier.as_ref().map(|earlier| &earlier.memory);
         now.memory.goes_on(before, now.cgroup.as_ref());
+        if let Some(balloon) = &mut now.balloon {
+            let before = self.earlier.as_ref();
+            balloon.goes_on(before.and_then(|earlier| earlier.balloon.as_ref()));
+        }
         let mut found = diagnose(self.earlier.as_ref(), &now, thresholds);
         // A cause that this look does not show stands on for a while, and explains as long.
         super::link::link(&mut found, &self.standing());

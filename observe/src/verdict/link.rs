@@ -11,15 +11,15 @@ pub(super) const WAITS_FOR: &str = "waits_for";
 /// Whether `cause` explains `effect`, where both hold at once.
 fn explains(cause: &Verdict, effect: &Verdict) -> bool {
     use Code::{
-        DriveError, GuestIdle, GuestPanic, HostMemoryPressure, HostSwappingGuest, KvmError, Paused,
-        QueueBackendStall, QueueBroken, QueueDeviceStall, QueueGuestNotReaping, QueueLostKick,
-        QueueRateLimited, QueueRxStarved, VcpuDeadHalt, VcpuHostFault, VcpuInHandler, VcpuSpin,
-        VcpuSpinIrqsOff, VcpuStarved, VcpuThrottled, VmFailed, VmmOomKilled, VmmOomRisk,
-        VmmThreadStuck,
+        BalloonStuck, DriveError, GuestIdle, GuestMemoryPressure, GuestOom, GuestOomSoon,
+        GuestPanic, HostMemoryPressure, HostSwappingGuest, KvmError, Paused, QueueBackendStall,
+        QueueBroken, QueueDeviceStall, QueueGuestNotReaping, QueueLostKick, QueueRateLimited,
+        QueueRxStarved, VcpuDeadHalt, VcpuHostFault, VcpuInHandler, VcpuSpin, VcpuSpinIrqsOff,
+        VcpuStarved, VcpuThrottled, VmFailed, VmmOomKilled, VmmOomRisk, VmmThreadStuck,
     };
     let guest_stands = matches!(
         effect.code,
-        VcpuDeadHalt | GuestIdle | QueueGuestNotReaping | QueueLostKick
+        VcpuDeadHalt | GuestIdle | QueueGuestNotReaping | QueueLostKick | BalloonStuck
     );
     let waits = matches!(
         effect.code,
@@ -46,6 +46,12 @@ fn explains(cause: &Verdict, effect: &Verdict) -> bool {
         }
     }
     match cause.code {
+        // It has no memory to give, and waits for some.
+        GuestOom => matches!(
+            effect.code,
+            GuestMemoryPressure | GuestOomSoon | BalloonStuck
+        ),
+        GuestMemoryPressure | GuestOomSoon if effect.code == BalloonStuck => true,
         // Nothing else matters of a guest that is paused or gone.
         Paused => guest_stands,
         GuestPanic => guest_stands || matches!(effect.code, VcpuSpin | VcpuSpinIrqsOff),

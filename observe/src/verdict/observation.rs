@@ -1,5 +1,6 @@
 //! What the rules look at: a snapshot of a black box, read once and by name.
 
+mod balloon;
 mod console;
 #[cfg(any(test, feature = "recording"))]
 mod cut;
@@ -11,6 +12,7 @@ use super::memory_seen::MemorySeen;
 use crate::heartbeat::Activity;
 use crate::ledger::Moment;
 
+pub use balloon::{BalloonSeen, GuestMemory};
 pub use console::MessageSeen;
 #[cfg(any(test, feature = "recording"))]
 pub use cut::Cut;
@@ -57,6 +59,10 @@ pub struct Observation {
     pub own_cpu_ns: Option<Sampled<u64>>,
     /// How memory was used in the last minutes.
     pub memory: MemorySeen,
+    /// Guest memory as it was configured.
+    pub guest_memory_bytes: Option<u64>,
+    /// The guest's balloon, if it has one.
+    pub balloon: Option<BalloonSeen>,
     /// What the host's date is ahead of its monotonic clock, and when that was read.
     pub date_offset_ns: Option<Sampled<u64>>,
     /// Devices, and the errors that the host gave them.

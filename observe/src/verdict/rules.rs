@@ -1,6 +1,7 @@
 //! The rules, a file for each family. A rule sees two observations and says what is wrong; it is
 //! silent where one of its signals is missing.
 
+mod balloon;
 mod console;
 mod death;
 mod idle;
@@ -51,6 +52,7 @@ pub(super) fn all(
         idle::judge(&look, &mut verdicts);
         queue::judge(&look, &mut verdicts);
         memory::judge(&look, &mut verdicts);
+        balloon::judge(&look, &mut verdicts);
     }
     process::judge(&look, &mut verdicts);
     console::judge(&look, &mut verdicts);

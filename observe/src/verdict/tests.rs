@@ -1,3 +1,4 @@
+mod balloon;
 mod console;
 mod locks;
 mod memory;

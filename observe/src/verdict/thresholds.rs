@@ -55,6 +55,10 @@ pub struct Thresholds {
     pub oom_share: f64,
     /// A trend that reaches the limit within this time is told.
     pub oom_soon_ns: u64,
+    /// A balloon that is not as large as it is to be, and does not move.
+    pub balloon_ns: u64,
+    /// Share of its memory below which a guest whose programs wait for memory is under pressure.
+    pub guest_available_share: f64,
     /// How far the host's clocks may move against each other between two looks.
     pub clock_jump_ns: u64,
     /// How long a message of the guest's kernel counts: longer than its watchdogs take to say it again.
@@ -105,6 +109,8 @@ impl Default for Thresholds {
             swapped_bytes: 16 << 20,
             oom_share: 0.97,
             oom_soon_ns: 120 * S,
+            balloon_ns: 10 * S,
+            guest_available_share: 0.1,
             clock_jump_ns: S,
             message_ns: 150 * S,
             raise_ns: S,
@@ -130,7 +136,7 @@ pub enum Slot<'a> {
 pub type Row = (&'static str, fn(&mut Thresholds) -> Slot<'_>);
 
 /// How many there are.
-pub const THRESHOLDS: usize = 27;
+pub const THRESHOLDS: usize = 29;
 
 impl Thresholds {
     /// All of them.
@@ -164,6 +170,10 @@ impl Thresholds {
         ("swapped_bytes", |t| Slot::Bytes(&mut t.swapped_bytes)),
         ("oom_share", |t| Slot::Share(&mut t.oom_share)),
         ("oom_soon_ms", |t| Slot::Time(&mut t.oom_soon_ns, 1)),
+        ("balloon_ms", |t| Slot::Time(&mut t.balloon_ns, 1)),
+        ("guest_available_share", |t| {
+            Slot::Share(&mut t.guest_available_share)
+        }),
         ("clock_jump_ms", |t| Slot::Time(&mut t.clock_jump_ns, 1)),
         ("message_ms", |t| Slot::Time(&mut t.message_ns, 1)),
         ("raise_ms", |t| Slot::Time(&mut t.raise_ns, 0)),

@@ -95,7 +95,7 @@ pub struct Judge {
 
 /// Whether the rules read that section.
 pub fn is_wanted(section: &str) -> bool {
-    const KINDS: [&str; 15] = [
+    const KINDS: [&str; 16] = [
         "vcpu",
         "kvm_vcpu",
         "sight",
@@ -108,6 +108,7 @@ pub fn is_wanted(section: &str) -> bool {
         "thread",
         "device",
         "machine",
+        "balloon",
         "host",
         "console_watch",
         "pvpanic",

@@ -149,10 +149,6 @@ fn an_action_that_cannot_be_is_refused_by_name() {
             "cannot be \"restart\"; give restart.at_most of 1 or more with it",
         ),
         (
-            json!(["deflate"]),
-            "deflate needs a balloon, which this build has not",
-        ),
-        (
             json!("nmi"),
             "`verdicts.guest-panic` cannot be \"nmi\"; give a list of up to 8 actions",
         ),

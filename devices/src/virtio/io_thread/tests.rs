@@ -62,7 +62,7 @@ fn a_panic_ends_the_thread_and_not_the_vmm() {
     driver.start_plain(0);
     driver.add(0, &[(DATA, 1, true)]);
     driver.kick(0);
-    let said = machine.failures.recv_timeout(Duration::from_secs(5));
+    let said = machine.failures.recv_timeout(Duration::from_secs(60));
     assert_eq!(said.unwrap(), "a fault of the device");
     assert_eq!(driver.read(0x70), 15 | 64);
     let last = u64::from(Activity::Ended as u8);
@@ -104,7 +104,10 @@ fn a_device_that_cannot_start_asks_for_a_reset_and_says_why() {
     let mut machine = Machine::new();
     let mut driver = machine.attach(Rogue(Vice::RefuseToStart), 0x1_0000);
     driver.start_plain(0);
-    let event = machine.events.recv_timeout(Duration::from_secs(5)).unwrap();
+    let event = machine
+        .events
+        .recv_timeout(Duration::from_secs(60))
+        .unwrap();
     let reason = "the host has none left".to_owned();
     assert_eq!(event.kind, DeviceEventKind::NotStarted { reason });
     assert_eq!(driver.read(0x70), 15 | 64);

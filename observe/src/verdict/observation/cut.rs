@@ -37,11 +37,13 @@ pub enum Cut {
     Console,
     /// How many vCPUs the guest may start.
     Allowed,
+    /// The balloon.
+    Balloon,
 }
 
 impl Cut {
     /// All of them.
-    pub const ALL: [Cut; 15] = [
+    pub const ALL: [Cut; 16] = [
         Cut::Kvm,
         Cut::Scheduler,
         Cut::States,
@@ -57,6 +59,7 @@ impl Cut {
         Cut::Samples,
         Cut::Console,
         Cut::Allowed,
+        Cut::Balloon,
     ];
 
     /// Takes the signal out of an observation. Every field is named here: a new one has to be put
@@ -80,6 +83,8 @@ impl Cut {
             own_cpu_ns,
             date_offset_ns,
             memory,
+            guest_memory_bytes: _,
+            balloon,
             host_errors,
             drives,
             messages,
@@ -102,6 +107,7 @@ impl Cut {
                 *pvpanic = None;
             }
             Cut::Allowed => *vcpus_allowed = None,
+            Cut::Balloon => *balloon = None,
             Cut::Kvm | Cut::States | Cut::Kicks | Cut::Heartbeats | Cut::Places | Cut::Sight => {}
         }
         vcpus.iter_mut().for_each(|vcpu| self.of_vcpu(vcpu));
@@ -145,7 +151,8 @@ impl Cut {
             | Cut::Queues
             | Cut::Samples
             | Cut::Console
-            | Cut::Allowed => {}
+            | Cut::Allowed
+            | Cut::Balloon => {}
         }
     }
 

@@ -1,8 +1,8 @@
 //! Reading a snapshot by name.
 
 use super::{
-    CgroupSeen, Doing, HostErrors, KvmSeen, MemorySeen, Observation, PvpanicSeen, QueueSeen,
-    Sampled, SightSeen, ThreadSeen, VcpuSeen, console,
+    BalloonSeen, CgroupSeen, Doing, HostErrors, KvmSeen, MemorySeen, Observation, PvpanicSeen,
+    QueueSeen, Sampled, SightSeen, ThreadSeen, VcpuSeen, console,
 };
 use crate::ledger::Moment;
 use crate::reader::{Ended, HeartbeatView, SectionView, Snapshot, Value};
@@ -93,6 +93,10 @@ impl Observation {
                 source.sampled(section, times.fold(0, u64::saturating_add))
             }),
             memory: MemorySeen::of(snapshot),
+            guest_memory_bytes: snapshot
+                .section("machine")
+                .and_then(|section| section.gauge("memory")),
+            balloon: BalloonSeen::of(snapshot),
             host_errors: of_kind("device")
                 .map(|section| source.errors(section))
                 .collect(),
