@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use vmm::{Outcome, VmSpec};
+use vmm::{Outcome, VmEvent, VmSpec};
 
 use crate::harness::{Guest, Scratch, drive, image};
 use crate::{PATIENCE, VERSIONS, linux, told};
@@ -85,5 +85,73 @@ echo UNSAFE=$(cat /sys/block/vdd/queue/write_cache)
         assert_eq!(told(&done.console, "REFUSED"), "yes");
         assert_eq!(told(&done.console, "NODISCARD"), "0");
         assert_eq!(told(&done.console, "UNSAFE"), "write through");
+    }
+}
+
+/// A folder in memory of so many KiB, while this lives.
+struct Small(Scratch);
+
+impl Small {
+    fn new(kib: u32) -> Small {
+        let small = Small(Scratch::new());
+        small.mount(&["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"]);
+        small
+    }
+
+    fn grow(&self, kib: u32) {
+        self.mount(&["-o", &format!("remount,size={kib}k")]);
+    }
+
+    fn mount(&self, words: &[&str]) {
+        let mut mount = Command::new("mount");
+        let done = mount.args(words).arg(self.0.path("")).status().unwrap();
+        assert!(done.success(), "mount {words:?}");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path(""))
+            .status();
+    }
+}
+
+#[test]
+fn a_full_host_is_an_io_error_and_the_guest_goes_on_when_there_is_space() {
+    let script = "
+write() { dd if=/dev/urandom of=/dev/vda bs=64k count=64 oflag=direct 2>/dev/null; }
+write && echo FULL=no || echo FULL=yes
+until write; do sleep 0.2; done
+echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
+";
+    for version in VERSIONS {
+        let small = Small::new(1024);
+        let disk = small.0.path("disk");
+        fs::File::create(&disk).unwrap().set_len(4 << 20).unwrap();
+        let mut spec = linux(version, "", script);
+        spec.drives.push(drive("disk", &disk));
+        let guest = Guest::launch(spec);
+        guest.await_words("FULL=yes", PATIENCE);
+        let mut told = guest.events.try_iter();
+        let is_told = told.any(|event| {
+            matches!(event, VmEvent::Device { device, detail } if device == "disk"
+                && detail.contains("refused write at sector") && detail.contains("No space left"))
+        });
+        assert!(is_told, "{version}");
+        let seen = guest.seen();
+        let of = |field, row| seen.number("device/disk", field, row);
+        assert!(of("operation_errors", "write") > 0, "{version}");
+        assert_eq!(of("last_errno", ""), libc::ENOSPC as u64);
+        assert_eq!(of("last_error_operation", ""), 1);
+        assert!((1..8192).contains(&of("last_error_sector", "")));
+        small.grow(16 << 10);
+        let done = guest.finish(PATIENCE);
+        assert_eq!(done.outcome, Outcome::PowerOff, "{}", done.console);
+        let sum = Command::new("md5sum").arg(&disk).output().unwrap().stdout;
+        let sum = String::from_utf8(sum).unwrap();
+        let own = crate::told(&done.console, "SUM");
+        assert!(sum.starts_with(own), "{version}: {own} and {sum}");
     }
 }

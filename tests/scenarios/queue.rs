@@ -213,6 +213,8 @@ pub const ALL: &[Scenario] = &[
         evidence: |found| {
             // ENOSPC, as whoever else writes there is told.
             let told = found.number("errno");
+            assert_eq!(found.words("operation"), "write");
+            assert!(found.number("sector") < 16384.0, "it is on the disk");
             let beside = found.stage.drive_path().with_file_name("beside");
             let own = std::fs::write(beside, [0; 65536]);
             let own = own.unwrap_err().raw_os_error().unwrap();

@@ -177,6 +177,10 @@ pub struct DeviceBlock {
     /// By kind: from taking the request to giving it back. Pages of kinds that never come are
     /// never touched.
     pub latency: [Histogram; MAX_OPERATIONS],
+    /// The kind of operation that the last error of the host's kernel met.
+    pub last_error_operation: Gauge,
+    /// Where on the disk it did; 0 for operations that have no place.
+    pub last_error_sector: Gauge,
 }
 
 const OPERATION_STRIDE: usize = size_of::<OperationCounters>();
@@ -205,6 +209,8 @@ unsafe impl Section for DeviceBlock {
         operation("operation_service", Unit::Nanoseconds, offset_of!(OperationCounters, service_ns), "From taking the requests to giving them back."),
         Field::counter("drops", Unit::None, offset_of!(DeviceBlock, drops), "Work lost, by cause.").column(MAX_DROP_CAUSES, 8, "cause"),
         Field::histogram("operation_latency", Unit::Nanoseconds, offset_of!(DeviceBlock, latency), "From taking a request to giving it back.").column(MAX_OPERATIONS, size_of::<Histogram>(), "operation"),
+        Field::gauge("last_error_operation", Unit::None, offset_of!(DeviceBlock, last_error_operation), "The number of the kind of operation that the last error of the host's kernel met."),
+        Field::gauge("last_error_sector", Unit::None, offset_of!(DeviceBlock, last_error_sector), "The disk's sector at which it did; 0 for operations that have none."),
     ];
 }
 
@@ -297,7 +303,8 @@ pub enum Flight {
     Reset = 4,
     /// The guest broke a ring: address is the queue, value the reason.
     Broken = 5,
-    /// The host's kernel gave an error: detail is the operation, value the errno.
+    /// The host's kernel gave an error: detail is the operation, address the disk's sector if it has
+    /// one, value the errno.
     HostError = 6,
     /// The device stopped for a pause.
     Pause = 7,

@@ -119,6 +119,8 @@ pub enum DeviceEventKind {
     HostError {
         /// What was asked.
         operation: &'static str,
+        /// Where on the disk, if it has a place.
+        sector: Option<u64>,
         /// What the kernel said.
         errno: i32,
     },
@@ -145,11 +147,16 @@ impl std::fmt::Display for DeviceEventKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let os = |errno: &i32| io::Error::from_raw_os_error(*errno);
         match self {
-            DeviceEventKind::HostError { operation, errno } => {
+            DeviceEventKind::HostError {
+                operation,
+                sector,
+                errno,
+            } => {
+                let place = sector.map_or_else(String::new, |at| format!(" at sector {at}"));
+                let said = os(errno);
                 write!(
                     f,
-                    "the host refused {operation}: {}; the guest was told",
-                    os(errno)
+                    "the host refused {operation}{place}: {said}; the guest was told"
                 )
             }
             DeviceEventKind::QueueBroken { queue, reason } => write!(

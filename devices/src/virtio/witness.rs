@@ -85,15 +85,17 @@ impl Witness {
     }
 
     /// The host's kernel refused an operation.
-    pub fn host_error(&self, operation: u8, errno: i32) {
+    pub fn host_error(&self, operation: u8, sector: Option<u64>, errno: i32) {
         let now = self.clock.ticks();
         self.device.host_errors.inc();
         self.device.last_errno.set(u64::from(errno.unsigned_abs()));
         self.device.last_error_at.set(now);
+        self.device.last_error_operation.set(u64::from(operation));
+        self.device.last_error_sector.set(sector.unwrap_or(0));
         self.flight(
             Flight::HostError,
             operation,
-            0,
+            sector.unwrap_or(0),
             u64::from(errno.unsigned_abs()),
             now,
         );
@@ -104,7 +106,11 @@ impl Witness {
         self.told_at.set(now);
         let operation = self.operations.get(usize::from(operation)).copied();
         let operation = operation.unwrap_or("operation");
-        self.tell(DeviceEventKind::HostError { operation, errno });
+        self.tell(DeviceEventKind::HostError {
+            operation,
+            sector,
+            errno,
+        });
     }
 
     /// The guest broke a ring.

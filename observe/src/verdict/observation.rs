@@ -258,4 +258,10 @@ pub struct HostErrors {
     pub last_errno: u64,
     /// When it came.
     pub last_ns: Option<u64>,
+    /// What was asked when it came, if that is known.
+    #[cfg_attr(any(test, feature = "recording"), serde(default))]
+    pub last_operation: Option<String>,
+    /// And at which sector of the disk.
+    #[cfg_attr(any(test, feature = "recording"), serde(default))]
+    pub last_sector: Option<u64>,
 }

@@ -612,3 +612,39 @@ fn a_cause_that_one_look_does_not_show_explains_while_it_stands() {
     assert_eq!(step(4, b'S'), both);
     assert_eq!(health(&engine.standing()), 50, "one fault counts once");
 }
+
+#[test]
+fn an_error_of_the_host_is_told_with_what_was_asked_and_where() {
+    let seen = |count, at_ns| Observation {
+        at_ns,
+        host_errors: vec![observation::HostErrors {
+            device: "disk".to_owned(),
+            count,
+            last_errno: 28,
+            last_ns: Some(10 * S),
+            last_operation: Some("write".to_owned()),
+            last_sector: Some(2048),
+        }],
+        ..Observation::default()
+    };
+    let said = |before, after| {
+        let (before, after) = (seen(before, 10 * S), seen(after, 11 * S));
+        let mut all = diagnose(Some(&before), &after, &Thresholds::default());
+        all.retain(|verdict| verdict.code == Code::DriveError);
+        all
+    };
+    assert_eq!(said(3, 3), [], "no new one");
+    let verdicts = said(1, 3);
+    assert_eq!(verdicts.len(), 1);
+    let told = &verdicts[0];
+    assert_eq!(told.subject.as_str(), "device/disk");
+    assert!(
+        told.summary
+            .contains("for a write at sector 2048: No space left"),
+        "{}",
+        told.summary
+    );
+    assert_eq!(*fact(told, "errors"), Fact::Number(2));
+    assert_eq!(*fact(told, "operation"), Fact::Text("write".to_owned()));
+    assert_eq!(*fact(told, "sector"), Fact::Number(2048));
+}

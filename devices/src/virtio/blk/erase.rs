@@ -48,13 +48,18 @@ pub(super) fn ranges(
 }
 
 /// Carries all of them out; gives the bytes.
-pub(super) fn carry_out(file: &File, operation: Operation, ranges: &[Range]) -> io::Result<u64> {
+pub(super) fn carry_out(
+    file: &File,
+    operation: Operation,
+    ranges: &[Range],
+) -> Result<u64, Failure> {
     let mut bytes = 0u64;
     for range in ranges {
-        match operation {
-            Operation::Discard => discard(file, range)?,
-            _ => zero(file, range)?,
-        }
+        let done = match operation {
+            Operation::Discard => discard(file, range),
+            _ => zero(file, range),
+        };
+        done.map_err(|error| Failure::at(error, range.offset))?;
         bytes = bytes.saturating_add(range.bytes);
     }
     Ok(bytes)

@@ -178,8 +178,8 @@ impl BlockDevice {
         let request = request::parse(header, from_guest as u64, to_guest as u64, self.disk);
         let outcome = self.carry_out(request, chain).map_err(|error| match error {
             Failure::Refused(refusal) => refusal,
-            Failure::Host(error) => {
-                queue.host_error(request.operation as u8, &error);
+            Failure::Host(error, sector) => {
+                queue.host_error(request.operation as u8, sector, &error);
                 Refusal::Host
             }
         });
@@ -199,11 +199,13 @@ impl BlockDevice {
         let (from_guest, to_guest) = (chain.readable.bytes(), chain.writable.bytes());
         match request.operation {
             Operation::Read => {
-                chain.writable.fill_from(file, offset)?;
+                let done = chain.writable.fill_from(file, offset);
+                done.map_err(|error| Failure::at(error, offset))?;
                 Ok(to_guest)
             }
             Operation::Write => {
-                chain.readable.drain_to(file, offset)?;
+                let done = chain.readable.drain_to(file, offset);
+                done.map_err(|error| Failure::at(error, offset))?;
                 Ok(from_guest)
             }
             Operation::Flush => {
@@ -227,12 +229,19 @@ impl BlockDevice {
 
 enum Failure {
     Refused(Refusal),
-    Host(io::Error),
+    /// With the sector at which it did.
+    Host(io::Error, Option<u64>),
+}
+
+impl Failure {
+    fn at(error: io::Error, offset: u64) -> Failure {
+        Failure::Host(error, offset.checked_div(SECTOR_BYTES))
+    }
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Failure::Host(error)
+        Failure::Host(error, None)
     }
 }
 

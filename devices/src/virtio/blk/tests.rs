@@ -345,14 +345,22 @@ fn the_hosts_errors_reach_the_guest_and_the_operator() {
         .unwrap();
     let kind = DeviceEventKind::HostError {
         operation: "read",
+        sector: Some(4),
         errno: libc::EIO,
     };
     assert_eq!(
         event,
         DeviceEvent {
             device: "rootfs".into(),
-            kind
+            kind: kind.clone()
         }
+    );
+    let place = (&device.last_error_operation, &device.last_error_sector);
+    assert_eq!((place.0.value(), place.1.value()), (0, 4));
+    let text = kind.to_string();
+    assert!(
+        text.starts_with("the host refused read at sector 4: "),
+        "{text}"
     );
     // The others came within a second of it.
     assert!(machine.events.try_recv().is_err());

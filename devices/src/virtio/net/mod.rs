@@ -224,7 +224,7 @@ impl NetDevice {
         let Err(error) = outcome else {
             return false;
         };
-        queue.host_error(operation, &error);
+        queue.host_error(operation, None, &error);
         queue.backend_gone(&error);
         self.gone = true;
         self.config.write(STATUS_OFFSET, &0u16.to_le_bytes());

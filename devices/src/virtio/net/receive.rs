@@ -72,7 +72,7 @@ impl Receiver {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if is_gone(&error) => return Err(error),
                 Err(error) => {
-                    queue.host_error(OPERATION_RX, &error);
+                    queue.host_error(OPERATION_RX, None, &error);
                     return Ok(());
                 }
             }

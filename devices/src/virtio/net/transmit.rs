@@ -91,7 +91,7 @@ fn refused(error: &io::Error, queue: &QueueRunner) -> Loss {
     if error.raw_os_error() == Some(libc::EINVAL) {
         return Loss::TxMalformed;
     }
-    queue.host_error(OPERATION_TX, error);
+    queue.host_error(OPERATION_TX, None, error);
     Loss::TxRefused
 }
 

@@ -14,10 +14,10 @@ impl QueueRunner {
         self.witness.dropped(cause);
     }
 
-    /// Reports an error of the host's kernel in `operation`.
-    pub fn host_error(&self, operation: u8, error: &std::io::Error) {
-        self.witness
-            .host_error(operation, error.raw_os_error().unwrap_or(libc::EIO));
+    /// Reports an error of the host's kernel in `operation`, at a sector of the disk if it has one.
+    pub fn host_error(&self, operation: u8, sector: Option<u64>, error: &std::io::Error) {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        self.witness.host_error(operation, sector, errno);
     }
 
     /// Reports that the backend is gone for good.

@@ -11,6 +11,9 @@ use crate::reader::{Ended, HeartbeatView, SectionView, Snapshot, Value};
 /// to hold a reader up does not.
 const MAX_OF_A_KIND: usize = 256;
 
+/// Operations that have a place on a disk.
+const PLACED: [&str; 4] = ["read", "write", "discard", "write_zeroes"];
+
 impl Doing {
     fn of(snapshot: &Snapshot, section: &SectionView) -> Self {
         let Some(beat) = section.heartbeat("heartbeat") else {
@@ -265,11 +268,19 @@ impl Source<'_> {
     }
 
     fn errors(&self, section: &SectionView) -> HostErrors {
+        let operation = section.gauge("last_error_operation").and_then(|number| {
+            let number = usize::try_from(number).ok()?;
+            section.row_name("operation", number)
+        });
+        let has_place = operation.is_some_and(|name| PLACED.contains(&name));
+        let sector = section.gauge("last_error_sector").filter(|_| has_place);
         HostErrors {
             device: part(section, 0).to_owned(),
             count: section.counter("host_errors").unwrap_or(0),
             last_errno: section.gauge("last_errno").unwrap_or(0),
             last_ns: self.moment(section, "last_error_at"),
+            last_operation: operation.map(ToOwned::to_owned),
+            last_sector: sector,
         }
     }
 }

@@ -255,14 +255,30 @@ fn host_errors(look: &Look<'_>, errors: &HostErrors, verdicts: &mut Vec<Verdict>
     }
     let errno = i32::try_from(errors.last_errno).unwrap_or(0);
     let said = std::io::Error::from_raw_os_error(errno).to_string();
-    let summary = format!("the host gave {} {new} errors: {said}", errors.device);
+    let place = errors
+        .last_sector
+        .map(|sector| format!(" at sector {sector}"));
+    let place = place.unwrap_or_default();
+    let asked = errors.last_operation.as_ref();
+    let asked = asked.map_or_else(String::new, |asked| {
+        format!(", the last for a {asked}{place}")
+    });
+    let summary = format!(
+        "the host gave {} {new} errors{asked}: {said}",
+        errors.device
+    );
     let since_ns = errors.last_ns.unwrap_or(look.now.at_ns);
     let subject = Subject::device(&errors.device);
-    verdicts.push(
-        Verdict::new(Code::DriveError, subject, since_ns, summary)
-            .at(Severity::Error)
-            .number("errors", new)
-            .number("errno", errors.last_errno)
-            .text("said", said),
-    );
+    let mut verdict = Verdict::new(Code::DriveError, subject, since_ns, summary)
+        .at(Severity::Error)
+        .number("errors", new)
+        .number("errno", errors.last_errno)
+        .text("said", said);
+    if let Some(operation) = &errors.last_operation {
+        verdict = verdict.text("operation", operation.as_str());
+    }
+    if let Some(sector) = errors.last_sector {
+        verdict = verdict.number("sector", sector);
+    }
+    verdicts.push(verdict);
 }
