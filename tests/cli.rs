@@ -143,7 +143,7 @@ fn bad_usage_is_status_2_and_help_has_examples() {
 #[test]
 fn the_daemon_answers_and_ends_by_sigterm_with_0_and_leaves_its_socket() {
     let scratch = Scratch::new();
-    let mut child = scratch.daemon(&["--id", "vm-1", "--enable-pci", "--boot-timer"]);
+    let mut child = scratch.daemon(&["--id", "vm-1", "--mmds-size-limit=9", "--boot-timer"]);
     let answer = get(&scratch.file("sock"), "/");
     assert!(
         answer.contains("\"id\":\"vm-1\"") && answer.contains("Not started"),
@@ -160,7 +160,10 @@ fn the_daemon_answers_and_ends_by_sigterm_with_0_and_leaves_its_socket() {
         .unwrap()
         .read_to_string(&mut log)
         .unwrap();
-    for flag in ["--enable-pci has no effect", "--boot-timer has no effect"] {
+    for flag in [
+        "--mmds-size-limit has no effect",
+        "--boot-timer has no effect",
+    ] {
         assert!(log.contains(flag), "{log}");
     }
     let again = run(&["--api-sock", &scratch.file("sock")]);

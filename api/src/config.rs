@@ -84,6 +84,8 @@ pub struct Fixed {
     pub black_box: BlackBoxSpec,
     /// Where unpacked kernels are kept, if anywhere.
     pub kernel_cache: Option<std::path::PathBuf>,
+    /// Whether devices are on a PCI bus.
+    pub pci: bool,
     /// What the VM is judged by.
     pub limits: Arc<Limits>,
 }
@@ -390,6 +392,7 @@ impl Config {
             drives: self.drives.iter().map(|(_, spec)| spec.clone()).collect(),
             networks: self.networks.iter().map(|(_, spec)| spec.clone()).collect(),
             balloon: self.balloon.map(|(_, spec)| spec),
+            pci: self.fixed.pci,
             serial: SerialSpec {
                 input: self.fixed.serial_input,
                 output: out.map_or(SerialOutput::Stdout, SerialOutput::File),

@@ -23,7 +23,7 @@ pub mod walk;
 pub type Body = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Body); 13] = [
+pub const TARGETS: [(&str, Body); 14] = [
     ("api_bodies", api_bodies::run),
     ("balloon_request", balloon_request::run),
     ("blackbox_reader", blackbox_reader::run),

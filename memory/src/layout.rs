@@ -11,6 +11,12 @@ pub const MMIO_GAP_START: u64 = 0xC000_0000;
 pub const MMIO_DEVICES_START: u64 = 0xD000_0000;
 /// Bytes of each virtio-mmio window.
 pub const MMIO_DEVICE_BYTES: u64 = 0x1000;
+/// PCI's configuration space (ECAM), inside the hole.
+pub const PCI_ECAM_START: u64 = 0xE000_0000;
+/// First address of the window for PCI BARs, inside the hole.
+pub const PCI_WINDOW_START: u64 = 0xE800_0000;
+/// Bytes of that window.
+pub const PCI_WINDOW_BYTES: u64 = 0x0800_0000;
 /// IO-APIC, fixed by the architecture.
 pub const IOAPIC_BASE: u64 = 0xFEC0_0000;
 /// Local APIC, fixed by the architecture.

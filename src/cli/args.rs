@@ -277,7 +277,7 @@ pub struct DaemonArgs {
     /// Most bytes of metadata (no effect in this build)
     #[arg(long, value_name = "BYTES")]
     pub mmds_size_limit: Option<usize>,
-    /// Give the guest PCI devices (no effect in this build)
+    /// Give the guest its devices on a PCI bus, with MSI-X, and not over MMIO
     #[arg(long)]
     pub enable_pci: bool,
     /// Print the version
@@ -303,7 +303,6 @@ impl DaemonArgs {
             ("--start-time-cpu-us", self.start_time_cpu_us.is_some()),
             ("--parent-cpu-time-us", self.parent_cpu_time_us.is_some()),
             ("--mmds-size-limit", self.mmds_size_limit.is_some()),
-            ("--enable-pci", self.enable_pci),
         ];
         flags
             .iter()
@@ -395,6 +394,9 @@ pub struct RunArgs {
     /// Kernel command line
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
+    /// Give the guest its devices on a PCI bus, with MSI-X, and not over MMIO
+    #[arg(long)]
+    pub enable_pci: bool,
     /// Name of the VM
     #[arg(long, value_parser = parse_id)]
     pub id: Option<String>,
@@ -443,7 +445,7 @@ mod tests {
             --http-api-max-payload-size 9 --mmds-size-limit 9 --enable-pci";
         let cli = Cli::try_parse_from(flags.split_whitespace()).unwrap();
         assert!(cli.command.is_none());
-        assert_eq!(cli.daemon.without_effect().len(), 8);
+        assert_eq!(cli.daemon.without_effect().len(), 7);
         let equals = [
             "vitrine",
             "--api-sock=/s",

@@ -85,6 +85,7 @@ fn prepare(arguments: DaemonArgs, socket: Option<Socket>) -> Result<Prepared, Fa
         serial_input: SerialInput::Stdin,
         black_box: black_box::spec(&black_box_name, arguments.black_box),
         kernel_cache: arguments.kernel_cache.folder(),
+        pci: arguments.enable_pci,
         limits: rulebook.limits(),
     });
     if let Some(path) = arguments.metrics_path {

@@ -42,6 +42,7 @@ pub fn run(arguments: RunArgs) -> Result<(), Failure> {
         serial_input: SerialInput::Terminal,
         black_box: black_box::spec(&black_box_name, arguments.black_box),
         kernel_cache: arguments.kernel_cache.folder(),
+        pci: arguments.enable_pci,
         limits: rulebook.limits(),
     };
     let mut config = Config::new(fixed);

@@ -36,6 +36,8 @@ pub struct VmSpec {
     pub networks: Vec<NetSpec>,
     /// The balloon, if the guest has one.
     pub balloon: Option<BalloonSpec>,
+    /// Whether drives and network devices are on a PCI bus, and not virtio-mmio.
+    pub pci: bool,
     /// The serial console.
     pub serial: SerialSpec,
     /// The black box.
@@ -54,7 +56,7 @@ pub struct BootSpec {
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// The command line as the caller gave it; `None` is [`DEFAULT_CMDLINE`]. The machine adds
-    /// `root=` for a root drive and `virtio_mmio.device=` entries.
+    /// `root=` for a root drive and what helps the kernel to find devices.
     pub cmdline: Option<String>,
     /// How an ELF kernel is entered; `Auto` takes PVH when the kernel has the note.
     pub entry: Entry,
@@ -217,6 +219,7 @@ impl VmSpec {
             drives: Vec::new(),
             networks: Vec::new(),
             balloon: None,
+            pci: false,
             serial: SerialSpec::default(),
             black_box: BlackBoxSpec::default(),
             stop_deadline: Duration::from_secs(5),

@@ -180,6 +180,7 @@ pub fn config() -> Config {
         serial_input: SerialInput::Nothing,
         black_box: BlackBoxSpec::default(),
         kernel_cache: None,
+        pci: false,
         limits: Arc::default(),
     })
 }

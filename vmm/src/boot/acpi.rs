@@ -10,22 +10,27 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use memory::layout::{IOAPIC_BASE, LAPIC_BASE};
+use memory::layout::{IOAPIC_BASE, LAPIC_BASE, PCI_ECAM_START};
 use memory::{Bytes, GuestAddress, GuestRam};
 
-use super::cmdline::MmioWindow;
+use super::cmdline::Placement;
 use super::{BootError, address, aml};
 use crate::machine::{RESET_REGISTER, RESET_VALUE, SLEEP_CONTROL_REGISTER, SLEEP_STATUS_REGISTER};
 
 const OEM: [u8; 6] = *b"VITRIN";
 const TABLE: [u8; 8] = *b"VITRINE ";
 const REVISION: u32 = 1;
-/// `iapc_boot_arch`: user-visible devices on the LPC bus, an 8042, no VGA, no MSI (there is no
-/// PCI). The real-time clock is there, so its absence flag is clear.
-const BOOT_ARCH: u16 = 1 | 1 << 1 | 1 << 2 | 1 << 3;
+/// `iapc_boot_arch`: user-visible devices on the LPC bus, an 8042, no VGA. The real-time clock is
+/// there, so its absence flag is clear.
+const BOOT_ARCH: u16 = 1 | 1 << 1 | 1 << 2;
+/// The same: no MSI, where there is no PCI.
+const NO_MSI: u16 = 1 << 3;
+/// The same: no ASPM, where there is.
+const NO_ASPM: u16 = 1 << 4;
 /// The IO-APIC's id: above every vCPU's APIC id.
 const IOAPIC_ID: u8 = 0xFE;
 
@@ -33,20 +38,25 @@ const IOAPIC_ID: u8 = 0xFE;
 ///
 /// # Errors
 /// [`BootError::Acpi`] when the BIOS area is too small, [`BootError::Memory`] when the guest is.
-pub fn write(ram: &GuestRam, vcpus: u8, windows: &[MmioWindow]) -> Result<GuestAddress, BootError> {
+pub fn write(ram: &GuestRam, vcpus: u8, placement: &Placement) -> Result<GuestAddress, BootError> {
     let rsdp_at = GuestAddress(address::ACPI);
     let mut writer = Writer {
         ram,
         next: address::ACPI + 64,
     };
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, REVISION);
-    dsdt.append_slice(&aml::dsdt(vcpus, windows));
+    dsdt.append_slice(&aml::dsdt(vcpus, placement));
     let dsdt_at = writer.put(&dsdt)?;
-    let fadt_at = writer.put(&fadt(dsdt_at))?;
+    let fadt_at = writer.put(&fadt(dsdt_at, placement.is_pci()))?;
     let madt_at = writer.put(&madt(vcpus))?;
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
     xsdt.add_entry(fadt_at);
     xsdt.add_entry(madt_at);
+    if placement.is_pci() {
+        let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
+        mcfg.add_ecam(PCI_ECAM_START, 0, 0, 0);
+        xsdt.add_entry(writer.put(&mcfg)?);
+    }
     let xsdt_at = writer.put(&xsdt)?;
     let mut rsdp = Vec::new();
     Rsdp::new(OEM, xsdt_at).to_aml_bytes(&mut rsdp);
@@ -87,7 +97,7 @@ fn port(port: u16) -> GAS {
     )
 }
 
-fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+fn fadt(dsdt: u64, pci: bool) -> acpi_tables::fadt::FADT {
     let mut fadt = FADTBuilder::new(OEM, TABLE, REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -95,7 +105,7 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::Wbinvd);
-    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.iapc_boot_arch = (BOOT_ARCH | if pci { NO_ASPM } else { NO_MSI }).into();
     fadt.sleep_control_reg = port(SLEEP_CONTROL_REGISTER);
     fadt.sleep_status_reg = port(SLEEP_STATUS_REGISTER);
     fadt.reset_reg = port(RESET_REGISTER);
@@ -121,6 +131,7 @@ fn madt(vcpus: u8) -> MADT {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::cmdline::MmioWindow;
 
     fn table(ram: &GuestRam, at: u64) -> Vec<u8> {
         let length: u32 = ram.read_obj(GuestAddress(at + 4)).unwrap();
@@ -134,31 +145,62 @@ mod tests {
         bytes
     }
 
-    #[test]
-    fn every_table_is_found_from_the_rsdp_and_sums_to_zero() {
+    /// The tables that the XSDT leads to.
+    fn tables(placement: &Placement) -> (GuestRam, Vec<Vec<u8>>) {
         let spec = memory::MemorySpec {
             size_mib: 2,
             ..Default::default()
         };
         let ram = memory::build(&spec).unwrap();
-        let windows: Vec<_> = (0..19).map(MmioWindow::of_slot).collect();
-        let rsdp = write(&ram, 32, &windows).unwrap();
+        let rsdp = write(&ram, 32, placement).unwrap();
         let xsdt_at: u64 = ram.read_obj(GuestAddress(rsdp.0 + 24)).unwrap();
         let xsdt = table(&ram, xsdt_at);
-        let entries: Vec<u64> = xsdt[36..]
+        let entries = xsdt[36..]
             .chunks_exact(8)
-            .map(|c| u64::from_le_bytes(c.try_into().unwrap()))
+            .map(|c| table(&ram, u64::from_le_bytes(c.try_into().unwrap())))
             .collect();
-        let fadt = table(&ram, entries[0]);
+        (ram, entries)
+    }
+
+    fn dsdt(ram: &GuestRam, fadt: &[u8]) -> Vec<u8> {
+        let at = u64::from_le_bytes(fadt[140..148].try_into().unwrap());
+        table(ram, at)
+    }
+
+    #[test]
+    fn every_table_is_found_from_the_rsdp_and_sums_to_zero() {
+        let windows = (0..19).map(MmioWindow::of_slot).collect();
+        let (ram, tables) = tables(&Placement::Mmio(windows));
+        let [fadt, madt] = &tables[..] else {
+            panic!("{} tables", tables.len());
+        };
         assert_eq!(&fadt[..4], b"FACP");
-        let madt = table(&ram, entries[1]);
         assert_eq!(&madt[..4], b"APIC");
         // 32 LAPICs of 8 bytes and an IO-APIC of 12, behind the 44-byte header.
         assert_eq!(madt.len(), 44 + 32 * 8 + 12);
-        let dsdt_at = u64::from_le_bytes(fadt[140..148].try_into().unwrap());
-        let dsdt = table(&ram, dsdt_at);
+        let dsdt = dsdt(&ram, fadt);
         let count = dsdt.windows(8).filter(|w| w == b"LNRO0005").count();
         assert_eq!(count, 19);
         assert_eq!(dsdt.windows(8).filter(|w| w == b"QEMU0001").count(), 1);
+        assert!(!dsdt.windows(4).any(|w| w == b"PCI0"));
+        // No MSI.
+        assert_eq!(fadt[109] & 0b11000, 0b01000);
+    }
+
+    #[test]
+    fn a_pci_bus_has_its_configuration_space_and_its_bridge() {
+        let (ram, tables) = tables(&Placement::Pci);
+        let mcfg = &tables[2];
+        assert_eq!(&mcfg[..4], b"MCFG");
+        assert_eq!(mcfg[44..52], PCI_ECAM_START.to_le_bytes());
+        assert_eq!(mcfg[52..56], [0; 4], "segment 0, bus 0 to bus 0");
+        let dsdt = dsdt(&ram, &tables[0]);
+        for name in [b"PCI0", b"_OSC", b"ECAM"] {
+            assert_eq!(
+                dsdt.windows(4).filter(|w| w == name).count(),
+                1 + usize::from(name == b"ECAM")
+            );
+        }
+        assert_eq!(tables[0][109] & 0b11000, 0b10000);
     }
 }

@@ -1,5 +1,7 @@
 //! The DSDT: what the machine is made of, in AML (ACPI 6.5, chapter 20).
 
+mod pci;
+
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, PackageBuilder, Path, ResourceTemplate,
@@ -7,21 +9,24 @@ use acpi_tables::aml::{
 };
 use memory::layout::MMIO_DEVICE_BYTES;
 
-use super::cmdline::MmioWindow;
+use super::cmdline::{MmioWindow, Placement};
 use crate::machine::{
     CMOS_PORT, I8042_GSI, I8042_PORT, PVPANIC_HID, PVPANIC_PORT, S5_SLEEP_TYPE, SERIAL_GSI,
     SERIAL_PORT,
 };
 
 /// The AML of the DSDT's body.
-pub fn dsdt(vcpus: u8, windows: &[MmioWindow]) -> Vec<u8> {
+pub fn dsdt(vcpus: u8, placement: &Placement) -> Vec<u8> {
     let mut bytes = Vec::new();
     processors(&mut bytes, vcpus);
     serial(&mut bytes);
     keyboard(&mut bytes);
     clock(&mut bytes);
     panic_port(&mut bytes);
-    for (slot, window) in (0u32..).zip(windows) {
+    if placement.is_pci() {
+        pci::bus(&mut bytes);
+    }
+    for (slot, window) in (0u32..).zip(placement.windows()) {
         virtio(&mut bytes, slot, *window);
     }
     let mut soft_off = PackageBuilder::new();

@@ -16,6 +16,7 @@ use memory::{Bytes, GuestAddress, GuestMemoryError, GuestRam};
 
 use crate::arch::registers::Start;
 use crate::spec::BootSpec;
+use cmdline::Placement;
 
 /// Where boot data lies in guest memory. All of it is below 640 KiB, which the memory map gives to
 /// the guest as RAM: a kernel copies what it needs before it uses these pages otherwise.
@@ -121,7 +122,7 @@ pub struct Loaded {
 }
 
 /// Loads kernel and initrd and writes the boot information of the protocol that the kernel takes.
-/// `rsdp` is where the ACPI tables were written.
+/// `rsdp` is where the ACPI tables were written, for devices in `placement`.
 ///
 /// # Errors
 /// [`BootError`], naming the file, the cause and the remedy.
@@ -129,7 +130,7 @@ pub fn load(
     ram: &GuestRam,
     spec: &BootSpec,
     cmdline: &str,
-    rsdp: GuestAddress,
+    (rsdp, placement): (GuestAddress, &Placement),
 ) -> Result<Loaded, BootError> {
     let top = memory_map::low_ram_bytes(ram).saturating_sub(initrd_bytes(spec)?);
     let image = kernel::load(ram, spec, cmdline, top)?;
@@ -144,6 +145,7 @@ pub fn load(
         rsdp,
         initrd,
         cmdline_bytes: cmdline.len() as u32,
+        pci: placement.is_pci(),
     };
     let start = params::write(ram, &image, &info)?;
     Ok(Loaded {

@@ -18,6 +18,8 @@ pub struct BootInfo {
     pub initrd: Option<(u64, u32)>,
     /// Length of the command line.
     pub cmdline_bytes: u32,
+    /// Whether there is a PCI bus.
+    pub pci: bool,
 }
 
 /// "HdrS" and "boot flag" of the setup header, and a loader without an assigned number.
@@ -37,7 +39,7 @@ const PVH_VERSION: u32 = 1;
 /// [`BootError::Memory`] when guest memory is too small.
 pub fn write(ram: &GuestRam, image: &Image, info: &BootInfo) -> Result<Start, BootError> {
     let bytes: u64 = ram.iter().map(GuestMemoryRegion::len).sum();
-    let map = map(bytes);
+    let map = map(bytes, info.pci);
     let at = GuestAddress(address::BOOT_INFO);
     if image.format == Format::Pvh {
         write_pvh(ram, info, &map)?;

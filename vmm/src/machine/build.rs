@@ -66,7 +66,7 @@ struct Parts {
     block: observe::Block<devices::virtio::ThreadBlock>,
     facts: observe::Block<MachineBlock>,
     buses: Arc<Buses>,
-    vm: VmFd,
+    vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
 }
 
@@ -97,11 +97,11 @@ impl Parts {
 fn assemble(spec: &VmSpec, black_box: &mut BlackBox, owner: &Owner) -> Result<Parts, LaunchError> {
     let hypervisor = Hypervisor::open()?;
     let ram = Arc::new(memory::build(&spec.memory)?);
-    let windows = virtio::windows(spec);
-    let cmdline = boot::cmdline::compose(spec, &windows)?;
+    let placement = virtio::placement(spec);
+    let cmdline = boot::cmdline::compose(spec, &placement)?;
     let load = || {
-        let rsdp = boot::acpi::write(&ram, spec.vcpus, &windows)?;
-        boot::load(&ram, &spec.boot, &cmdline, rsdp)
+        let rsdp = boot::acpi::write(&ram, spec.vcpus, &placement)?;
+        boot::load(&ram, &spec.boot, &cmdline, (rsdp, &placement))
     };
     // The kernel takes longest, and nothing else needs it before the vCPUs do.
     let (loaded, made) = std::thread::scope(|scope| {
@@ -157,7 +157,7 @@ struct Made {
     block: observe::Block<devices::virtio::ThreadBlock>,
     facts: observe::Block<MachineBlock>,
     buses: Arc<Buses>,
-    vm: VmFd,
+    vm: Arc<VmFd>,
 }
 
 fn make(
@@ -167,7 +167,7 @@ fn make(
     black_box: &mut BlackBox,
     owner: &Owner,
 ) -> Result<Made, LaunchError> {
-    let vm = hypervisor.create_vm()?;
+    let vm = Arc::new(hypervisor.create_vm()?);
     hypervisor::give_memory(&vm, ram)?;
     make_interrupt_controllers(hypervisor, &vm)?;
     let commands = VmCommand::names();

@@ -3,6 +3,7 @@
 
 mod build;
 pub(crate) mod facts;
+mod pci;
 mod processors;
 mod virtio;
 mod watch;
@@ -58,7 +59,7 @@ pub struct Machine {
     facts: Block<MachineBlock>,
     clock: Clock,
     _buses: Arc<Buses>,
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
 }
 

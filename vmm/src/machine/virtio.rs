@@ -8,7 +8,7 @@ use devices::bus::Bus;
 use devices::virtio::mmio::registers::QUEUE_NOTIFY;
 use devices::virtio::{
     BalloonBlock, BalloonDevice, BalloonHandle, BlockDevice, BlockSpec, DeviceCounters,
-    DeviceProfile, IoThread, IoThreadSpec, MmioTransport, NetDevice, TapSpec, ThreadBlock,
+    DeviceProfile, Front, IoThread, IoThreadSpec, MmioTransport, NetDevice, TapSpec, ThreadBlock,
     VirtioDevice,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -17,7 +17,8 @@ use memory::{Discarder, GuestRam};
 use observe::BlackBox;
 
 use super::MAX_VIRTIO_DEVICES;
-use crate::boot::cmdline::MmioWindow;
+use super::pci::{self, Pci};
+use crate::boot::cmdline::{MmioWindow, Placement};
 use crate::driver::Message;
 use crate::hypervisor::refused;
 use crate::spec::{BalloonSpec, Cache, DriveSpec, NetSpec, VmSpec};
@@ -27,18 +28,26 @@ use crate::watcher::kicks::Kick;
 /// The balloon's name.
 const BALLOON: &str = "balloon";
 /// Names of the machine's own devices (build.rs) that an id could be, too.
-const OWN: [&str; 7] = [
-    "serial", "i8042", "cmos", "post", "power", "pvpanic", BALLOON,
+const OWN: [&str; 8] = [
+    "serial",
+    "i8042",
+    "cmos",
+    "post",
+    "power",
+    "pvpanic",
+    BALLOON,
+    pci::NAME,
 ];
 
 /// Where the devices' registers are, in the order in which the guest finds them.
-pub fn windows(spec: &VmSpec) -> Vec<MmioWindow> {
+pub fn placement(spec: &VmSpec) -> Placement {
+    if spec.pci {
+        return Placement::Pci;
+    }
     let balloon = usize::from(spec.balloon.is_some());
     let devices = spec.drives.len() + spec.networks.len() + balloon;
-    (0..MAX_VIRTIO_DEVICES)
-        .take(devices)
-        .map(MmioWindow::of_slot)
-        .collect()
+    let slots = (0..MAX_VIRTIO_DEVICES).take(devices);
+    Placement::Mmio(slots.map(MmioWindow::of_slot).collect())
 }
 
 /// The devices of a machine.
@@ -58,7 +67,7 @@ pub struct Made {
 /// [`LaunchError`], naming the device.
 pub fn make(
     spec: &VmSpec,
-    vm: &VmFd,
+    vm: &Arc<VmFd>,
     ram: &GuestRam,
     mmio: &mut Bus,
     black_box: &mut BlackBox,
@@ -82,6 +91,7 @@ pub fn make(
     }
     // One a device, so that a stalled disk holds up nobody else.
     let (mut threads, mut kicks) = (Vec::new(), Vec::new());
+    let mut bus = spec.pci.then(|| Pci::new(vm));
     for (slot, device) in (0u32..).zip(devices) {
         let profile = device.profile();
         let name = profile.name.clone();
@@ -101,14 +111,14 @@ pub fn make(
         let front = thread
             .attach(device, counters, ram)
             .map_err(|error| failed(error.to_string()))?;
-        let transport = MmioTransport::new(front);
-        let window = MmioWindow::of_slot(slot);
-        connect(vm, &transport, window)?;
-        watch_kicks(&name, &transport, &mut kicks)?;
-        mmio.insert(window.base, MMIO_DEVICE_BYTES, &name, Arc::new(transport))
-            .map_err(|error| failed(error.to_string()))?;
+        watch_kicks(&name, &front, &mut kicks)?;
+        match &mut bus {
+            Some(bus) => bus.add(&profile, front, mmio, slot)?,
+            None => connect(vm, &name, front, mmio, slot)?,
+        }
         threads.push(thread);
     }
+    bus.map_or(Ok(()), |bus| bus.finish(mmio))?;
     Ok(Made {
         threads,
         kicks,
@@ -219,8 +229,17 @@ fn spawn_thread(
     })
 }
 
-/// Kicks by ioeventfd, interrupts by irqfd: neither costs a user exit.
-fn connect(vm: &VmFd, transport: &MmioTransport, window: MmioWindow) -> Result<(), LaunchError> {
+/// Puts a device into its window. Kicks by ioeventfd, interrupts by irqfd: neither costs a user
+/// exit.
+fn connect(
+    vm: &VmFd,
+    name: &str,
+    front: Front,
+    mmio: &mut Bus,
+    slot: u32,
+) -> Result<(), LaunchError> {
+    let transport = MmioTransport::new(front);
+    let window = MmioWindow::of_slot(slot);
     let notify = IoEventAddress::Mmio(window.base + QUEUE_NOTIFY);
     for (queue, event) in transport.kick_events() {
         vm.register_ioevent(event, &notify, queue)
@@ -228,16 +247,16 @@ fn connect(vm: &VmFd, transport: &MmioTransport, window: MmioWindow) -> Result<(
     }
     vm.register_irqfd(transport.interrupt_event(), window.gsi)
         .map_err(refused("KVM_IRQFD"))?;
-    Ok(())
+    let placed = mmio.insert(window.base, MMIO_DEVICE_BYTES, name, Arc::new(transport));
+    placed.map(drop).map_err(|error| LaunchError::Device {
+        device: name.to_owned(),
+        detail: error.to_string(),
+    })
 }
 
 /// Descriptors of the watcher's own for the kicks of a device.
-fn watch_kicks(
-    device: &str,
-    transport: &MmioTransport,
-    kicks: &mut Vec<Kick>,
-) -> Result<(), LaunchError> {
-    for (queue, event) in transport.kick_events() {
+fn watch_kicks(device: &str, front: &Front, kicks: &mut Vec<Kick>) -> Result<(), LaunchError> {
+    for (queue, event) in front.kick_events() {
         kicks.push(Kick {
             device: device.to_owned(),
             queue,

@@ -281,7 +281,7 @@ impl BalloonDevice {
                 Err(error) => {
                     whole = false;
                     if let DiscardError::Host(error) = &error {
-                        queue.host_error(role as u8, error);
+                        queue.host_error(role as u8, None, error);
                     }
                     0
                 }
@@ -327,7 +327,7 @@ impl BalloonDevice {
             queue.config_changed();
         }
         if let Err(error) = self.set_timer() {
-            queue.host_error(Role::Statistics as u8, &error);
+            queue.host_error(Role::Statistics as u8, None, &error);
         }
     }
 }
