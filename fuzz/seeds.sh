@@ -2,7 +2,7 @@
 # Writes the seeds of the corpus, fuzz/corpus/TARGET/*: what a well-behaved guest or client says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/corpus"
-mkdir -p api_bodies balloon_request blackbox_reader blk_request console_watch http_request legacy_ports mmio_registers pci_function trace_format trace_records virtqueue walk stack
+mkdir -p api_bodies balloon_request blackbox_reader blk_request console_watch entropy http_request legacy_ports mmio_registers pci_function trace_format trace_records virtqueue walk stack
 
 # Words, little-endian: le BYTES NUMBER...
 le() {
@@ -31,6 +31,33 @@ body network 'PUT /network-interfaces/eth0 06:00:AC:10:00:02' '{"iface_id":"eth0
 body policy 'PUT /policy x' '{"thresholds":{"spin_ms":1500,"storm_share":0.5,"swapped_bytes":1},"restart":{"at_most":3,"within_ms":9,"first_wait_ms":0,"longest_wait_ms":8},"verdicts":{"guest-panic":["nmi",{"wait_ms":5},{"dump":"core","path":"/d"},"restart"],"exit-storm":["pause"]},"on_reboot":"restart"}'
 body serial 'PUT /serial x' '{"serial_out_path":"/s","rate_limiter":{"size":0,"refill_time":0}}'
 body state 'PATCH /vm?x=1#y x' '{"state":"Paused"}'
+
+# entropy: a table of 16 buffers, then the available ring.
+buffer() {
+  le 8 "$1"
+  le 4 "$2"
+  le 2 "$3" "$4"
+}
+empty() {
+  head -c $((16 * (16 - $1))) /dev/zero
+}
+{
+  buffer 0x4000 64 2 0
+  buffer 0x5000 100 3 2
+  buffer 0x6000 9 2 0
+  empty 3
+  le 2 0 2 0 1
+} >entropy/two
+{
+  buffer 0x4000 64 0 0
+  empty 1
+  le 2 0 1 0
+} >entropy/refused
+{
+  buffer 0x100 700 2 0
+  empty 1
+  le 2 0 2 0 0
+} >entropy/rings
 
 # console_watch: what a guest says.
 printf '%s\r\n' '[    1.234567] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:2:77]' \

@@ -97,6 +97,6 @@ macro_rules! targets {
 }
 
 targets! {
-    api_bodies balloon_request blackbox_reader blk_request console_watch http_request legacy_ports
-    mmio_registers pci_function stack trace_format trace_records virtqueue walk
+    api_bodies balloon_request blackbox_reader blk_request console_watch entropy http_request
+    legacy_ports mmio_registers pci_function stack trace_format trace_records virtqueue walk
 }

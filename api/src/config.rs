@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 use vmm::{
-    BalloonSpec, BlackBoxSpec, BootSpec, DriveChange, DriveSpec, Entry, Limits, NetSpec,
-    SerialInput, SerialOutput, SerialSpec,
+    BalloonSpec, BlackBoxSpec, BootSpec, DriveChange, DriveSpec, EntropySpec, Entry, Limits,
+    NetSpec, SerialInput, SerialOutput, SerialSpec,
 };
 use vmm::{SpecError, VmSpec, validate};
 
@@ -16,8 +16,8 @@ use crate::policy::Policy;
 use crate::wire::machine_config::MachineConfig;
 use crate::wire::{self, MetricsWire, SerialWire, WireError};
 use crate::wire::{
-    BalloonWire, BootSourceWire, DrivePatchWire, DriveWire, LoggerWire, MachineConfigWire,
-    NetworkWire,
+    BalloonWire, BootSourceWire, DrivePatchWire, DriveWire, EntropyWire, LoggerWire,
+    MachineConfigWire, NetworkWire,
 };
 
 /// How long each step of an orderly stop may take.
@@ -102,6 +102,7 @@ pub struct Config {
     drives: Vec<Drive>,
     networks: Vec<(NetworkWire, NetSpec)>,
     balloon: Option<(BalloonWire, BalloonSpec)>,
+    entropy: Option<(EntropyWire, EntropySpec)>,
     serial: Option<SerialWire>,
     logger: Option<LoggerWire>,
     metrics: Option<MetricsWire>,
@@ -118,6 +119,8 @@ pub struct FullConfig<'a> {
     network_interfaces: Vec<&'a NetworkWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
     balloon: Option<BalloonWire>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entropy: Option<&'a EntropyWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
     serial: Option<&'a SerialWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,6 +143,7 @@ impl Config {
             drives: Vec::new(),
             networks: Vec::new(),
             balloon: None,
+            entropy: None,
             serial: None,
             logger: None,
             metrics: None,
@@ -164,6 +168,7 @@ impl Config {
             machine_config: &self.machine,
             network_interfaces: self.networks.iter().map(|(wire, _)| wire).collect(),
             balloon: self.balloon(),
+            entropy: self.entropy.as_ref().map(|(wire, _)| wire),
             serial: self.serial.as_ref(),
             logger: self.logger.as_ref(),
             metrics: self.metrics.as_ref(),
@@ -331,6 +336,15 @@ impl Config {
         }
     }
 
+    /// Gives the VM an entropy device, or replaces it.
+    ///
+    /// # Errors
+    /// A field that is not supported.
+    pub fn put_entropy(&mut self, wire: EntropyWire) -> Result<(), ConfigError> {
+        self.entropy = Some(wire.convert()?);
+        Ok(())
+    }
+
     /// Replaces the serial console.
     ///
     /// # Errors
@@ -393,6 +407,7 @@ impl Config {
             networks: self.networks.iter().map(|(_, spec)| spec.clone()).collect(),
             balloon: self.balloon.map(|(_, spec)| spec),
             pci: self.fixed.pci,
+            entropy: self.entropy.as_ref().map(|(_, spec)| *spec),
             serial: SerialSpec {
                 input: self.fixed.serial_input,
                 output: out.map_or(SerialOutput::Stdout, SerialOutput::File),

@@ -13,7 +13,8 @@ use crate::logging::{LogControl, SinkError};
 use crate::metrics_file;
 use crate::policy::Rulebook;
 use crate::wire::{
-    self, BalloonWire, BootSourceWire, DriveWire, LoggerWire, MachineConfigWire, NetworkWire,
+    self, BalloonWire, BootSourceWire, DriveWire, EntropyWire, LoggerWire, MachineConfigWire,
+    NetworkWire,
 };
 use crate::wire::{MetricsWire, SerialWire, WireError};
 
@@ -63,7 +64,7 @@ struct ConfigFileWire {
     serial: Option<SerialWire>,
     balloon: Option<BalloonWire>,
     cpu_config: Option<IgnoredAny>,
-    entropy: Option<IgnoredAny>,
+    entropy: Option<EntropyWire>,
     memory_hotplug: Option<IgnoredAny>,
     metrics: Option<MetricsWire>,
     mmds_config: Option<IgnoredAny>,
@@ -76,7 +77,6 @@ impl ConfigFileWire {
     fn refuse_unsupported(&self) -> Result<(), WireError> {
         let parts = [
             ("cpu-config", self.cpu_config.is_some()),
-            ("entropy", self.entropy.is_some()),
             ("memory-hotplug", self.memory_hotplug.is_some()),
             ("mmds-config", self.mmds_config.is_some()),
             (
@@ -158,6 +158,9 @@ pub fn load(
     }
     if let Some(balloon) = file.balloon {
         part("balloon", config.put_balloon(balloon))?;
+    }
+    if let Some(entropy) = file.entropy {
+        part("entropy", config.put_entropy(entropy))?;
     }
     if let Some(serial) = file.serial {
         part("serial", config.put_serial(serial))?;

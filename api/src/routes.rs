@@ -44,6 +44,8 @@ pub enum Endpoint {
     StopHinting,
     /// GET /balloon/hinting/status
     HintingStatus,
+    /// PUT /entropy
+    Entropy,
     /// PUT /logger
     Logger,
     /// PUT /metrics
@@ -139,7 +141,7 @@ pub const ROUTES: &[Route] = &[
     row("PATCH", "/balloon/hinting/start", Endpoint::StartHinting),
     row("PATCH", "/balloon/hinting/stop", Endpoint::StopHinting),
     row("GET", "/balloon/hinting/status", Endpoint::HintingStatus),
-    row("PUT", "/entropy", Later("the entropy device")),
+    row("PUT", "/entropy", Endpoint::Entropy),
     row("PUT", "/vsock", Later("the vsock device")),
     row("PUT", "/cpu-config", Later("a CPU template")),
     row("PUT", "/pmem/{id}", Later("a pmem device")),

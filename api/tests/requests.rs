@@ -275,6 +275,24 @@ fn networks_need_a_tap() {
 }
 
 #[test]
+fn an_entropy_device_is_taken_without_a_limit() {
+    let server = TestServer::new();
+    let put = |body: &str| server.ask("PUT", "/entropy", body);
+    put(r#"{"rate_limiter":{"ops":{"size":1,"refill_time":1}}}"#)
+        .refuses(&["rate_limiter", "not supported by this build"]);
+    put(r#"{"size":1}"#).refuses(&["size"]);
+    let config = |server: &TestServer| server.ask("GET", "/vm/config", "").json();
+    assert!(config(&server).get("entropy").is_none());
+    put(r#"{"rate_limiter":{"bandwidth":null}}"#).is_204();
+    put("{}").is_204();
+    let given = json!({"rate_limiter": null});
+    assert_eq!(config(&server)["entropy"], given);
+    server.start();
+    let specs = server.launcher.specs.lock().unwrap();
+    assert!(specs[0].entropy.is_some());
+}
+
+#[test]
 fn requests_of_the_wrong_time_are_refused_with_firecrackers_words() {
     let server = TestServer::new();
     assert_eq!(server.action("SendCtrlAltDel").fault(), BEFORE);
@@ -312,6 +330,7 @@ fn requests_of_the_wrong_time_are_refused_with_firecrackers_words() {
         ),
         ("PUT", "/logger", r#"{"level":"Info"}"#.to_owned()),
         ("PUT", "/serial", "{}".to_owned()),
+        ("PUT", "/entropy", "{}".to_owned()),
         (
             "PUT",
             "/actions",

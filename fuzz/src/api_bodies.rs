@@ -34,6 +34,7 @@ pub fn run(bytes: &[u8]) {
     round::<VmWire>(body);
     round::<ActionWire>(body);
     round::<RateLimiterWire>(body);
+    round::<wire::EntropyWire>(body);
     round::<TokenBucketWire>(body);
     if let Some(policy) = told(wire::policy::parse(body)) {
         let shown = wire::policy::document(&policy);

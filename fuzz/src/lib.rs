@@ -8,6 +8,7 @@ pub mod balloon_request;
 pub mod blackbox_reader;
 pub mod blk_request;
 pub mod console_watch;
+pub mod entropy;
 pub mod http_request;
 mod input;
 pub mod legacy_ports;
@@ -23,12 +24,13 @@ pub mod walk;
 pub type Body = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Body); 14] = [
+pub const TARGETS: [(&str, Body); 15] = [
     ("api_bodies", api_bodies::run),
     ("balloon_request", balloon_request::run),
     ("blackbox_reader", blackbox_reader::run),
     ("blk_request", blk_request::run),
     ("console_watch", console_watch::run),
+    ("entropy", entropy::run),
     ("http_request", http_request::run),
     ("legacy_ports", legacy_ports::run),
     ("mmio_registers", mmio_registers::run),

@@ -25,6 +25,7 @@ mod nmi;
 mod panic;
 mod pause;
 mod policy;
+mod rng;
 mod stuck;
 mod trace;
 

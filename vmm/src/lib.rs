@@ -58,9 +58,9 @@ pub use memory::MemoryError;
 pub use observe;
 pub use sections::SECTIONS;
 pub use spec::{
-    Backing, BalloonSpec, BlackBoxSpec, BootSpec, BucketSpec, Cache, DriveChange, DriveSpec, Entry,
-    Judging, LimiterSpec, MemorySpec, NetSpec, SerialInput, SerialOutput, SerialSpec, Unpack,
-    VmSpec,
+    Backing, BalloonSpec, BlackBoxSpec, BootSpec, BucketSpec, Cache, DriveChange, DriveSpec,
+    EntropySpec, Entry, Judging, LimiterSpec, MemorySpec, NetSpec, SerialInput, SerialOutput,
+    SerialSpec, Unpack, VmSpec,
 };
 pub use validate::SpecError;
 pub use vcpu::exit::ResetCause;

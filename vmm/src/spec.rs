@@ -38,6 +38,8 @@ pub struct VmSpec {
     pub balloon: Option<BalloonSpec>,
     /// Whether drives and network devices are on a PCI bus, and not virtio-mmio.
     pub pci: bool,
+    /// The entropy device, if there is to be one; the guest finds it after the interfaces.
+    pub entropy: Option<EntropySpec>,
     /// The serial console.
     pub serial: SerialSpec,
     /// The black box.
@@ -156,6 +158,9 @@ impl BalloonSpec {
         2 + optional.iter().filter(|there| **there).count()
     }
 }
+/// An entropy device: random bytes of the host's kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EntropySpec {}
 
 /// Where the serial console's bytes come from and go to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +225,7 @@ impl VmSpec {
             networks: Vec::new(),
             balloon: None,
             pci: false,
+            entropy: None,
             serial: SerialSpec::default(),
             black_box: BlackBoxSpec::default(),
             stop_deadline: Duration::from_secs(5),

@@ -45,6 +45,12 @@ pub fn gather(snapshot: &Snapshot, devices: &[Device], totals: &mut Totals) {
         let sent = queue.counter("interrupts").unwrap_or(0);
         totals.count("interrupts", "triggers", sent);
     }
+    for entropy in snapshot.of_kind("device") {
+        let count = |field| row(Some(entropy), field, "entropy");
+        totals.count("entropy", "entropy_event_count", count("operations"));
+        totals.count("entropy", "entropy_bytes", count("operation"));
+        totals.count("entropy", "host_rng_fails", count("operation_errors"));
+    }
     for device in devices {
         let groups = match device.kind {
             DeviceKind::Block => [device.group.as_str(), "block"],

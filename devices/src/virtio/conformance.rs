@@ -18,6 +18,7 @@ use super::mock_driver::{
     DATA, Driver, INDIRECT, Machine, NEXT, QUEUE_SIZE, RAM_BYTES, WRITE, wait_for,
 };
 use super::net::NetDevice;
+use super::rng::EntropyDevice;
 use crate::bus::Misuse;
 
 /// The queue that the suite talks to, and a device with a request for it that always succeeds.
@@ -122,13 +123,23 @@ fn balloon(machine: &mut Machine, id: &str, rings: u64) -> Subject {
     }
 }
 
+fn entropy(machine: &mut Machine, id: &str, rings: u64) -> Subject {
+    Subject {
+        driver: machine.attach(EntropyDevice::new(id), rings),
+        queue: 0,
+        request: vec![(DATA, 64, true)],
+        _other: None,
+        _folder: tempdir::Folder::new(),
+    }
+}
+
 /// Makes a device with a request.
 type Make = fn(&mut Machine, &str, u64) -> Subject;
 
 /// Each kind of device over each transport.
 fn everywhere() -> impl Iterator<Item = (Make, TransportKind)> {
     let kinds = [TransportKind::Mmio, TransportKind::Pci];
-    let makes = [disk as Make, interface as Make, balloon as Make];
+    let makes = [disk as Make, interface, balloon, entropy];
     kinds
         .into_iter()
         .flat_map(move |kind| makes.map(|make| (make, kind)))

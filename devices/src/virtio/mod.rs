@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! vCPU threads                 |  I/O thread `io-NAME`
-//! bus -> mmio or pci: Front  --mailbox--> device_loop -> blk, net, balloon
+//! bus -> mmio or pci: Front  --mailbox--> device_loop -> blk, net, balloon, rng
 //!        kicks (eventfds) ----------------^   |  ^
 //!        interrupt (eventfds) <-- queue::QueueRunner, the only user of the rings
 //! ```
@@ -33,6 +33,7 @@ mod mock_transport;
 pub mod net;
 pub mod pci;
 pub mod queue;
+pub mod rng;
 pub mod vectors;
 mod witness;
 
@@ -51,4 +52,5 @@ pub use mmio::MmioTransport;
 pub use net::{NetDevice, NetError, TapSpec};
 pub use pci::{MessageRouter, PciTransport};
 pub use queue::{Chain, QueueError, QueueLayout, QueueRunner};
+pub use rng::EntropyDevice;
 pub use witness::Done;

@@ -8,8 +8,8 @@ use devices::bus::Bus;
 use devices::virtio::mmio::registers::QUEUE_NOTIFY;
 use devices::virtio::{
     BalloonBlock, BalloonDevice, BalloonHandle, BlockDevice, BlockSpec, DeviceCounters,
-    DeviceProfile, Front, IoThread, IoThreadSpec, MmioTransport, NetDevice, TapSpec, ThreadBlock,
-    VirtioDevice,
+    DeviceProfile, EntropyDevice, Front, IoThread, IoThreadSpec, MmioTransport, NetDevice, TapSpec,
+    ThreadBlock, VirtioDevice,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
 use memory::layout::MMIO_DEVICE_BYTES;
@@ -44,8 +44,8 @@ pub fn placement(spec: &VmSpec) -> Placement {
     if spec.pci {
         return Placement::Pci;
     }
-    let balloon = usize::from(spec.balloon.is_some());
-    let devices = spec.drives.len() + spec.networks.len() + balloon;
+    let alone = usize::from(spec.balloon.is_some()) + usize::from(spec.entropy.is_some());
+    let devices = spec.drives.len() + spec.networks.len() + alone;
     let slots = (0..MAX_VIRTIO_DEVICES).take(devices);
     Placement::Mmio(slots.map(MmioWindow::of_slot).collect())
 }
@@ -61,7 +61,7 @@ pub struct Made {
 }
 
 /// Makes all drives, the root first (the guest calls it vda), then all network devices, then the
-/// balloon.
+/// balloon and the entropy device.
 ///
 /// # Errors
 /// [`LaunchError`], naming the device.
@@ -88,6 +88,9 @@ pub fn make(
         let (device, handle) = make_balloon(wanted, memory, black_box)?;
         devices.push(Box::new(device));
         balloon = Some(handle);
+    }
+    if let Some(name) = entropy_name(spec) {
+        devices.push(Box::new(EntropyDevice::new(&name)));
     }
     // One a device, so that a stalled disk holds up nobody else.
     let (mut threads, mut kicks) = (Vec::new(), Vec::new());
@@ -142,6 +145,22 @@ fn network_name(id: &str, drives: &[DriveSpec]) -> String {
         format!("net-{id}")
     } else {
         id.to_owned()
+    }
+}
+
+/// What the entropy device is called, if there is one.
+pub fn entropy_name(spec: &VmSpec) -> Option<String> {
+    spec.entropy.map(|_| own_name("entropy", spec))
+}
+
+/// The name of a device that has no id: `name`, unless a drive or an interface has it.
+fn own_name(name: &str, spec: &VmSpec) -> String {
+    let mut drives = spec.drives.iter().map(|drive| &drive.id);
+    let mut networks = spec.networks.iter().map(|network| &network.id);
+    if drives.any(|id| id == name) || networks.any(|id| id == name) {
+        format!("virtio-{name}")
+    } else {
+        name.to_owned()
     }
 }
 
@@ -274,7 +293,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::spec::LimiterSpec;
+    use crate::spec::{EntropySpec, LimiterSpec};
 
     fn drive(id: &str) -> DriveSpec {
         DriveSpec {
@@ -298,6 +317,13 @@ mod tests {
         names.extend(networks.map(|id| network_name(id, &drives)));
         assert_eq!(names[3..], ["net-data", "eth0", "net-serial", "net-cmos"]);
         names.extend(OWN.map(str::to_owned));
+        let mut spec = VmSpec::new("x", crate::spec::BootSpec::default());
+        spec.entropy = Some(EntropySpec::default());
+        assert_eq!(entropy_name(&spec).as_deref(), Some("entropy"));
+        spec.drives = vec![drive("entropy")];
+        names.push("entropy".to_owned());
+        names.extend(entropy_name(&spec));
+        assert_eq!(names.last().unwrap(), "virtio-entropy");
         let different: HashSet<&String> = names.iter().collect();
         assert_eq!(different.len(), names.len());
     }

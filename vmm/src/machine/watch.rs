@@ -11,6 +11,7 @@ use observe::reader::Follower;
 use observe::sight::Suspicion;
 use observe::verdict::ThresholdsWriter;
 
+use super::virtio;
 use crate::spec::VmSpec;
 use crate::vm::{LaunchError, open_reader};
 use crate::watcher::judge::{self, Judge, Owner};
@@ -124,6 +125,7 @@ fn threads(spec: &VmSpec) -> Vec<String> {
     let vcpus = (0..spec.vcpus).map(|index| format!("vcpu-{index}"));
     let drives = spec.drives.iter().map(|drive| &drive.id);
     let devices = drives.chain(spec.networks.iter().map(|network| &network.id));
+    let devices = devices.cloned().chain(virtio::entropy_name(spec));
     let devices = devices.map(|id| format!("io-{id}"));
     let balloon = spec.balloon.map(|_| "io-balloon".to_owned());
     let names = fixed.map(ToOwned::to_owned).into_iter();
