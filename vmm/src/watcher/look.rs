@@ -127,6 +127,8 @@ pub struct Watched {
     before: Option<Signals>,
     suspicion: Suspicion,
     since: Ticks,
+    /// The signals as they were then.
+    began: Option<Signals>,
     streak: Streak,
     last: Option<Last>,
 }
@@ -153,6 +155,7 @@ impl Watched {
             before: None,
             suspicion: Suspicion::None,
             since: 0,
+            began: None,
             streak: Streak::new(block),
             last: None,
         }
@@ -175,13 +178,34 @@ impl Watched {
             return;
         }
         self.before = Some(now);
-        let suspicion = suspect(&before, &now, span_ns);
+        let suspicion = match suspect(&before, &now, span_ns) {
+            Suspicion::None if self.goes_on(&before, &now, clock) => self.suspicion,
+            suspicion => suspicion,
+        };
         if suspicion != self.suspicion {
             let is_none = suspicion == Suspicion::None;
             self.suspicion = suspicion;
             self.since = if is_none { 0 } else { before.at };
+            self.began = (!is_none).then_some(before);
             self.streak.begin(suspicion, self.since);
         }
+    }
+
+    /// Whether one that ran all the time still does, by all of the time since then. The kernel counts
+    /// a wait for a CPU when it is over: of a second that ends in one, a part comes with the next.
+    fn goes_on(&self, before: &Signals, now: &Signals, clock: Clock) -> bool {
+        let ran_ns = now.busy_ns.saturating_sub(before.busy_ns);
+        if ran_ns < clock.ns_between(before.at, now.at) / 4 {
+            return false;
+        }
+        let began = self.began.as_ref().filter(|_| {
+            let runs = [Suspicion::Deaf, Suspicion::Busy];
+            runs.contains(&self.suspicion)
+        });
+        began.is_some_and(|began| {
+            let span_ns = clock.ns_between(began.at, now.at);
+            suspect(began, now, span_ns) == self.suspicion
+        })
     }
 
     /// Whether it is time to look into it.

@@ -266,6 +266,37 @@ fn a_first_look_that_meets_an_interrupt_costs_no_round() {
 }
 
 #[test]
+fn a_wait_for_a_cpu_that_is_counted_late_ends_no_suspicion() {
+    let spin = || Ok(at(0x1000, IF, 0));
+    let waits = |percent: u64| {
+        move |signals: &mut Signals| {
+            signals.busy_ns += S * 51 / 50 / 100 * percent;
+            signals.interrupts += 9;
+        }
+    };
+    let mut bench = Bench::new((0..20).map(|_| spin()));
+    bench.seconds(6, waits(100));
+    let alike = bench.gauge("alike");
+    // Of this second a third is counted with the next one.
+    bench.second(waits(65));
+    assert_eq!(
+        (bench.gauge("suspicion"), bench.gauge("alike")),
+        (3, alike + 1)
+    );
+    bench.second(waits(135));
+    assert_eq!(bench.gauge("alike"), alike + 2);
+    // One that sleeps does not run.
+    bench.second(waits(20));
+    assert_eq!((bench.gauge("suspicion"), bench.gauge("alike")), (0, 0));
+    let mut halts = Bench::new((0..20).map(|_| spin()));
+    halts.seconds(6, waits(100)).second(|signals| {
+        waits(65)(signals);
+        signals.halts += 1;
+    });
+    assert_eq!(halts.gauge("suspicion"), 0);
+}
+
+#[test]
 fn interrupts_without_end_are_no_interrupts_of_a_loop() {
     let looks = [at(0x1000, IF, 0), at(0x1004, IF, 0)].into_iter();
     let looks = looks.chain((0..20).map(|_| at(0x90_0000, 0, 0))).map(Ok);
