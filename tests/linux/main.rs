@@ -11,6 +11,7 @@ mod exact;
 mod daemon;
 
 mod agreement;
+mod balloon;
 mod blk;
 mod boots;
 mod counters;

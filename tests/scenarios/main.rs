@@ -10,6 +10,7 @@ mod harness;
 #[path = "../session/daemon.rs"]
 mod daemon;
 
+mod balloon;
 mod block;
 mod coverage;
 mod guest;
@@ -70,6 +71,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         guest::ALL,
         queue::ALL,
         memory::ALL,
+        balloon::ALL,
         vmm_itself::ALL,
     ]
     .into_iter()
