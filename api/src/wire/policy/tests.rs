@@ -180,3 +180,12 @@ fn an_action_that_cannot_be_is_refused_by_name() {
     let unknown = refusal(&json!({ "verdicts": { "guest-panics": [] } }));
     assert!(unknown.starts_with("`verdicts.guest-panics` is not known; give vcpu-dead-halt, "));
 }
+
+#[test]
+fn deflate_is_an_action_like_the_others() {
+    let policy = json!({ "verdicts": { "guest-oom-soon": ["deflate"] } });
+    let judged = of(&policy).unwrap();
+    let actions = judged.actions.values().next().unwrap();
+    assert_eq!(actions[0].name(), "deflate");
+    assert_eq!(document(&judged)["verdicts"], policy["verdicts"]);
+}
