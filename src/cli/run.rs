@@ -96,6 +96,7 @@ impl Request {
                 is_read_only: Some(read_only),
                 path_on_host: Some(path),
                 rate_limiter: None,
+                num_queues: None,
                 io_engine: None,
                 socket: None,
             })?;

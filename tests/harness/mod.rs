@@ -90,6 +90,7 @@ pub fn drive(id: &str, path: &Path) -> DriveSpec {
         partuuid: None,
         cache: vmm::Cache::Writeback,
         limiter: vmm::LimiterSpec::default(),
+        queues: 1,
     }
 }
 

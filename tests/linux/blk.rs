@@ -155,3 +155,30 @@ echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
         assert!(sum.starts_with(own), "{version}: {own} and {sum}");
     }
 }
+
+#[test]
+fn a_guest_uses_a_queue_for_each_vcpu() {
+    let script = "
+echo QUEUES=$(ls /sys/block/vda/mq | wc -l)
+for mask in 1 2; do taskset $mask dd if=/dev/vda of=/dev/null bs=4k count=50 iflag=direct 2>/dev/null; done
+echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
+";
+    for version in VERSIONS {
+        let scratch = Scratch::new();
+        let disk = scratch.disk("disk", 1 << 20, 5);
+        let mut spec = linux(version, "", script);
+        spec.vcpus = 2;
+        spec.drives.push(drive("disk", &disk));
+        spec.drives[0].queues = 2;
+        let done = Guest::launch(spec).finish(PATIENCE);
+        assert_eq!(told(&done.console, "QUEUES"), "2", "{version}");
+        for queue in ["queue/disk/0", "queue/disk/1"] {
+            let of = |field| done.seen.number(queue, field, "");
+            assert!(of("requests") >= 50, "{version}: {queue}");
+            assert_eq!(of("requests"), of("completions"), "{version}: {queue}");
+        }
+        let sum = Command::new("md5sum").arg(&disk).output().unwrap().stdout;
+        let sum = String::from_utf8(sum).unwrap();
+        assert!(sum.starts_with(told(&done.console, "SUM")), "{version}");
+    }
+}

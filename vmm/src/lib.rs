@@ -59,8 +59,8 @@ pub use observe;
 pub use sections::SECTIONS;
 pub use spec::{
     Backing, BalloonSpec, BlackBoxSpec, BootSpec, BucketSpec, Cache, DriveChange, DriveSpec,
-    EntropySpec, Entry, Judging, LimiterSpec, MemorySpec, NetSpec, SerialInput, SerialOutput,
-    SerialSpec, Unpack, VmSpec,
+    EntropySpec, Entry, Judging, LimiterSpec, MAX_DRIVE_QUEUES, MemorySpec, NetSpec, SerialInput,
+    SerialOutput, SerialSpec, Unpack, VmSpec,
 };
 pub use validate::SpecError;
 pub use vcpu::exit::ResetCause;

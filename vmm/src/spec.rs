@@ -9,6 +9,7 @@ use crate::validate;
 use crate::watcher::judge::Limits;
 
 pub use crate::watcher::judge::Judging;
+pub use devices::virtio::blk::MAX_QUEUES as MAX_DRIVE_QUEUES;
 pub use devices::virtio::{BucketSpec, DriveChange, LimiterSpec};
 pub use memory::{Backing, MemorySpec};
 
@@ -111,6 +112,8 @@ pub struct DriveSpec {
     pub cache: Cache,
     /// How much the guest may ask of it.
     pub limiter: LimiterSpec,
+    /// Its queues, 1 to [`MAX_DRIVE_QUEUES`]: with one a vCPU, no vCPU waits for another's lock.
+    pub queues: u8,
 }
 
 /// Whether a guest's flush is carried out.

@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::spec::{DriveSpec, MAX_CMDLINE, MAX_VCPUS, NetSpec};
+use crate::spec::{DriveSpec, MAX_CMDLINE, MAX_DRIVE_QUEUES, MAX_VCPUS, NetSpec};
 pub use balloon::balloon;
 use ids::MAX_VM_ID;
 pub use ids::{drives_together, networks_together, vm_id};
@@ -59,6 +59,16 @@ pub enum SpecError {
         what: &'static str,
         /// The id.
         id: String,
+    },
+    /// As many queues as no drive can have.
+    #[error(
+        "drive {drive} cannot have {queues} queues; give num_queues from 1 to {MAX_DRIVE_QUEUES}"
+    )]
+    DriveQueues {
+        /// The drive.
+        drive: String,
+        /// What was asked.
+        queues: u8,
     },
     /// More than one root.
     #[error(
@@ -244,6 +254,12 @@ pub fn drive(spec: &DriveSpec) -> Result<(), SpecError> {
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(&spec.path)
         .map_err(|e| file_error(e, remedy))?;
+    if !(1..=MAX_DRIVE_QUEUES).contains(&spec.queues) {
+        return Err(SpecError::DriveQueues {
+            drive: spec.id.clone(),
+            queues: spec.queues,
+        });
+    }
     match &spec.partuuid {
         Some(uuid) if !is_part_uuid(uuid) => Err(SpecError::PartUuid(uuid.clone())),
         _ => Ok(()),

@@ -402,9 +402,10 @@ fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
         + room(BlackBox::section_bytes::<WatchBlock>());
     const EACH_VCPU: usize = 68 << 10;
     const EACH_QUEUE: usize = 48 << 10;
+    let of_drives = spec.drives.iter().map(|drive| usize::from(drive.queues));
     let balloon = spec.balloon.map_or(0, |balloon| balloon.queues());
     let alone = balloon + usize::from(spec.entropy.is_some());
-    let queues = spec.drives.len() + 2 * spec.networks.len() + alone;
+    let queues = of_drives.sum::<usize>() + 2 * spec.networks.len() + alone;
     let vcpus = usize::from(spec.vcpus);
     let samples = room(Samples::section_bytes(vcpus, queues));
     let bytes = FIXED + vcpus * EACH_VCPU + queues * EACH_QUEUE + samples;

@@ -103,8 +103,13 @@ fn latency_of(histogram: &HistogramView) -> Latency {
 
 fn add_block(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) {
     let device = snapshot.section(&format!("device/{name}"));
-    let queue = snapshot.section(&format!("queue/{name}/0"));
-    let queued = |field: &str| queue.and_then(|queue| queue.counter(field)).unwrap_or(0);
+    let queues: Vec<_> = (0..vmm::MAX_DRIVE_QUEUES)
+        .map_while(|index| snapshot.section(&format!("queue/{name}/{index}")))
+        .collect();
+    let queued = |field: &str| -> u64 {
+        let counts = queues.iter().filter_map(|queue| queue.counter(field));
+        counts.sum()
+    };
     totals.count(group, "queue_event_count", queued("kicks"));
     totals.count(group, "no_avail_buffer", queued("spurious_kicks"));
     totals.count(group, "event_fails", queued("broken"));

@@ -29,6 +29,9 @@ pub struct DriveWire {
     /// How the file is read and written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub io_engine: Option<IoEngineWire>,
+    /// Queues; Vitrine's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_queues: Option<u8>,
     /// The socket of a vhost-user backend: not supported by this build.
     pub socket: Option<PathBuf>,
 }
@@ -78,6 +81,7 @@ impl DriveWire {
         let limiter = rate_limiter.as_ref().map(RateLimiterWire::spec);
         let spec = DriveSpec {
             limiter: limiter.unwrap_or_default(),
+            queues: self.num_queues.unwrap_or(1),
             id: self.drive_id.clone(),
             path,
             read_only,

@@ -119,6 +119,7 @@ prop_compose! {
                 ops: None,
             }),
             io_engine: None,
+            num_queues: None,
             socket: None,
         }
     }

@@ -69,6 +69,7 @@ fn disk(machine: &mut Machine, id: &str, rings: u64) -> Subject {
         read_only: false,
         flush: true,
         limiter: LimiterSpec::default(),
+        queues: 1,
     });
     let driver = machine.attach(device.unwrap(), rings);
     // A read of sector 0: the header at DATA is all zeros.

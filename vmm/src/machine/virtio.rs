@@ -171,6 +171,7 @@ fn open_drive(spec: &DriveSpec) -> Result<Box<dyn VirtioDevice>, LaunchError> {
         read_only: spec.read_only,
         flush: spec.cache == Cache::Writeback,
         limiter: spec.limiter,
+        queues: spec.queues,
     });
     match device {
         Ok(device) => Ok(Box::new(device.named(drive_name(&spec.id)))),
@@ -304,6 +305,7 @@ mod tests {
             partuuid: None,
             cache: Cache::Unsafe,
             limiter: LimiterSpec::default(),
+            queues: 1,
         }
     }
 

@@ -10,6 +10,7 @@ fn disk(path: &str) -> DriveSpec {
         partuuid: None,
         cache: Cache::Unsafe,
         limiter: crate::spec::LimiterSpec::default(),
+        queues: 1,
     }
 }
 
@@ -74,6 +75,13 @@ fn drives_are_files_or_block_devices() {
     );
     let this = std::env::current_exe().unwrap();
     drive(&disk(this.to_str().unwrap())).unwrap();
+    for (queues, fits) in [(0, false), (1, true), (8, true), (9, false)] {
+        let several = DriveSpec {
+            queues,
+            ..disk(this.to_str().unwrap())
+        };
+        assert_eq!(drive(&several).is_ok(), fits, "{queues}");
+    }
     let mut odd = disk(this.to_str().unwrap());
     odd.partuuid = Some("a b".into());
     assert!(drive(&odd).unwrap_err().to_string().contains("blkid"));

@@ -55,9 +55,14 @@ pub struct BlockSpec {
     pub read_only: bool,
     /// Whether flushes are offered; they are `fdatasync` then.
     pub flush: bool,
-    /// How much the guest may ask.
+    /// How much the guest may ask, by all queues together.
     pub limiter: LimiterSpec,
+    /// Queues, 1 to [`MAX_QUEUES`], all served by the drive's one thread.
+    pub queues: u8,
 }
+
+/// Queues of a drive at most.
+pub const MAX_QUEUES: u8 = 8;
 
 /// What can be changed of a drive that the guest has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,10 +110,10 @@ impl BlockDevice {
         };
         Ok(BlockDevice {
             name: spec.id.clone(),
+            config: Arc::new(config(&disk, spec.queues)),
             limiter: Limiter::new(spec.limiter, 0),
             spec,
             file,
-            config: Arc::new(config(&disk)),
             disk,
             timer,
             began: Instant::now(),
@@ -250,6 +255,7 @@ impl VirtioDevice for BlockDevice {
         let mut features = TRANSPORT_FEATURES;
         features |= 1 << blk::VIRTIO_BLK_F_SEG_MAX | 1 << blk::VIRTIO_BLK_F_BLK_SIZE;
         features |= 1 << blk::VIRTIO_BLK_F_SIZE_MAX | 1 << blk::VIRTIO_BLK_F_TOPOLOGY;
+        features |= u64::from(self.spec.queues > 1) << blk::VIRTIO_BLK_F_MQ;
         features |= u64::from(self.disk.discard) << blk::VIRTIO_BLK_F_DISCARD;
         features |= u64::from(!self.spec.read_only) << blk::VIRTIO_BLK_F_WRITE_ZEROES;
         features |= u64::from(self.spec.read_only) << blk::VIRTIO_BLK_F_RO;
@@ -258,7 +264,7 @@ impl VirtioDevice for BlockDevice {
             device_type: VIRTIO_ID_BLOCK,
             name: self.name.clone(),
             features,
-            queue_max_sizes: vec![QUEUE_SIZE],
+            queue_max_sizes: vec![QUEUE_SIZE; usize::from(self.spec.queues.clamp(1, MAX_QUEUES))],
             config: Arc::clone(&self.config),
             operations: request::OPERATIONS,
             drop_causes: &[],
@@ -323,12 +329,13 @@ impl VirtioDevice for BlockDevice {
 }
 
 /// `struct virtio_blk_config` (virtio 1.2, 5.2.4) as far as the features offered reach.
-fn config(disk: &Disk) -> ConfigSpace {
+fn config(disk: &Disk, queues: u8) -> ConfigSpace {
     let config = ConfigSpace::new(&[0; 60]);
     config.write(0, &disk.sectors.to_le_bytes());
     let block = 1u16 << PHYSICAL_BLOCK_EXPONENT;
     config.write(24, &[PHYSICAL_BLOCK_EXPONENT]);
     config.write(26, &block.to_le_bytes());
+    config.write(34, &u16::from(queues.clamp(1, MAX_QUEUES)).to_le_bytes());
     let ranges = request::MAX_RANGES as u32;
     let discard = u32::from(disk.discard);
     let zeroes = u32::from(!disk.read_only);

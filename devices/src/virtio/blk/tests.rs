@@ -29,6 +29,7 @@ impl DiskFile {
             read_only: false,
             flush: true,
             limiter: LimiterSpec::default(),
+            queues: 1,
         }
     }
 
@@ -434,6 +435,48 @@ fn a_path_that_is_no_disk_is_refused_with_the_remedy() {
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
         assert!(error.starts_with("drive rootfs: "), "{error}");
     }
+}
+
+#[test]
+fn all_queues_are_served_and_counted_each() {
+    let file = DiskFile::new(&pattern(8 * 512));
+    let mut machine = Machine::new();
+    let spec = BlockSpec {
+        queues: 3,
+        ..file.spec()
+    };
+    let mut driver = machine.attach(BlockDevice::open(spec).unwrap(), 0x1_0000);
+    let many = 1 << blk::VIRTIO_BLK_F_MQ;
+    assert_eq!(driver.offered() & many, many);
+    driver.start_plain(many);
+    assert_eq!(driver.read(0x100 + 32) >> 16, 3, "num_queues");
+    driver
+        .ram
+        .write_slice(&[0; 16], GuestAddress(DATA))
+        .unwrap();
+    for queue in [2, 0, 1, 2] {
+        let request = [
+            (DATA, 16, false),
+            (DATA + 0x1000, 512, true),
+            (STATUS, 1, true),
+        ];
+        driver.add(queue, &request);
+        driver.kick(queue);
+        assert_eq!(driver.wait_used(queue, 1)[0].1, 513);
+    }
+    let seen = &driver.seen;
+    wait_for("the counters", || {
+        seen.device.operations[0].count.value() == 4
+    });
+    let counts: Vec<u64> = seen
+        .queues
+        .iter()
+        .map(|queue| queue.requests.value())
+        .collect();
+    assert_eq!(counts, [1, 1, 2]);
+    let other = DiskFile::new(&[0; 512]);
+    let one = BlockDevice::open(other.spec()).unwrap();
+    assert_eq!(one.profile().features & many, 0);
 }
 
 #[test]
