@@ -313,3 +313,44 @@ fn an_action_of_a_run_that_is_over_is_not_done_to_the_next() {
         assert!(error.contains("is over"), "{name}: {error}");
     }
 }
+
+#[test]
+fn a_drive_that_was_changed_is_so_in_the_next_run() {
+    let bucket = |size| {
+        Some(vmm::BucketSpec {
+            size,
+            one_time_burst: 0,
+            refill_ms: 10,
+        })
+    };
+    let test = keeper("{}");
+    let mut wanted = spec();
+    wanted.drives = ["a", "b"]
+        .map(|id| vmm::DriveSpec {
+            id: id.to_owned(),
+            path: "/old".into(),
+            read_only: false,
+            root: false,
+            partuuid: None,
+            cache: vmm::Cache::Unsafe,
+            limiter: vmm::LimiterSpec {
+                bandwidth: bucket(5),
+                ops: None,
+            },
+            queues: 1,
+        })
+        .to_vec();
+    let machine = test.keeper.launch(wanted.clone()).unwrap();
+    let change = DriveChange {
+        path: Some("/new".into()),
+        limiter: vmm::LimiterSpec {
+            bandwidth: None,
+            ops: bucket(7),
+        },
+    };
+    machine.change_drive("b", change, Box::new(|done| assert!(done.is_ok())));
+    let kept = test.keeper.lock().spec.clone().unwrap().drives;
+    wanted.drives[1].path = "/new".into();
+    wanted.drives[1].limiter.ops = bucket(7);
+    assert_eq!(kept, wanted.drives);
+}
