@@ -180,7 +180,8 @@ fn device_lines(scene: &Scene<'_>, section: &SectionView, name: &str) -> Vec<Str
 
 fn windows(scene: &Scene<'_>, page: &mut Page) {
     let head = [
-        "register window",
+        "registers",
+        "transport",
         "status",
         "driver features",
         "refused",
@@ -192,6 +193,7 @@ fn windows(scene: &Scene<'_>, page: &mut Page) {
         let of = |field| lone(section, field);
         table.row([
             instance(section),
+            named(section, "kind", of("kind")),
             status(of("status")),
             format!("{:#x}", of("driver_features")),
             of("refused").to_string(),

@@ -74,6 +74,7 @@ pub const SHOWN: [(&str, &[&str]); 17] = [
             "refused",
             "resets_missed",
             "trapped_kicks",
+            "kind",
         ],
     ),
     ("thread", &["heartbeat", "flight"]),
