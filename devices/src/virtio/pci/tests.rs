@@ -36,6 +36,7 @@ fn function(machine: &mut Machine, router: Router) -> (PciTransport, DeviceCount
         path: std::env::current_exe().unwrap(),
         read_only: true,
         flush: false,
+        queues: 1,
         limiter: LimiterSpec::default(),
     });
     let device = Box::new(device.unwrap());
