@@ -25,6 +25,7 @@ mod net;
 mod nmi;
 mod panic;
 mod pause;
+mod pci;
 mod policy;
 mod rng;
 mod stuck;
