@@ -14,7 +14,7 @@ use vmm::{SpecError, VmSpec, validate};
 
 use crate::policy::Policy;
 use crate::wire::machine_config::MachineConfig;
-use crate::wire::{self, MetricsWire, SerialWire, WireError};
+use crate::wire::{self, MetricsWire, SerialWire, VsockWire, WireError};
 use crate::wire::{
     BalloonWire, BootSourceWire, DrivePatchWire, DriveWire, EntropyWire, LoggerWire,
     MachineConfigWire, NetworkWire,
@@ -103,6 +103,7 @@ pub struct Config {
     networks: Vec<(NetworkWire, NetSpec)>,
     balloon: Option<(BalloonWire, BalloonSpec)>,
     entropy: Option<(EntropyWire, EntropySpec)>,
+    vsock: Option<VsockWire>,
     serial: Option<SerialWire>,
     logger: Option<LoggerWire>,
     metrics: Option<MetricsWire>,
@@ -121,6 +122,8 @@ pub struct FullConfig<'a> {
     balloon: Option<BalloonWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
     entropy: Option<&'a EntropyWire>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vsock: Option<&'a VsockWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
     serial: Option<&'a SerialWire>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,6 +147,7 @@ impl Config {
             networks: Vec::new(),
             balloon: None,
             entropy: None,
+            vsock: None,
             serial: None,
             logger: None,
             metrics: None,
@@ -169,6 +173,7 @@ impl Config {
             network_interfaces: self.networks.iter().map(|(wire, _)| wire).collect(),
             balloon: self.balloon(),
             entropy: self.entropy.as_ref().map(|(wire, _)| wire),
+            vsock: self.vsock.as_ref(),
             serial: self.serial.as_ref(),
             logger: self.logger.as_ref(),
             metrics: self.metrics.as_ref(),
@@ -345,6 +350,16 @@ impl Config {
         Ok(())
     }
 
+    /// Gives the VM a socket device, or replaces it.
+    ///
+    /// # Errors
+    /// An address that no guest can have; a path that no socket can have.
+    pub fn put_vsock(&mut self, wire: VsockWire) -> Result<(), ConfigError> {
+        validate::vsock(&wire.spec())?;
+        self.vsock = Some(wire);
+        Ok(())
+    }
+
     /// Replaces the serial console.
     ///
     /// # Errors
@@ -408,6 +423,7 @@ impl Config {
             balloon: self.balloon.map(|(_, spec)| spec),
             pci: self.fixed.pci,
             entropy: self.entropy.as_ref().map(|(_, spec)| *spec),
+            vsock: self.vsock.as_ref().map(VsockWire::spec),
             serial: SerialSpec {
                 input: self.fixed.serial_input,
                 output: out.map_or(SerialOutput::Stdout, SerialOutput::File),

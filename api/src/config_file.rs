@@ -16,7 +16,7 @@ use crate::wire::{
     self, BalloonWire, BootSourceWire, DriveWire, EntropyWire, LoggerWire, MachineConfigWire,
     NetworkWire,
 };
-use crate::wire::{MetricsWire, SerialWire, WireError};
+use crate::wire::{MetricsWire, SerialWire, VsockWire, WireError};
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,7 @@ struct ConfigFileWire {
     metrics: Option<MetricsWire>,
     mmds_config: Option<IgnoredAny>,
     pmem: Option<Vec<IgnoredAny>>,
-    vsock: Option<IgnoredAny>,
+    vsock: Option<VsockWire>,
     policy: Option<Value>,
 }
 
@@ -83,7 +83,6 @@ impl ConfigFileWire {
                 "pmem",
                 self.pmem.as_ref().is_some_and(|list| !list.is_empty()),
             ),
-            ("vsock", self.vsock.is_some()),
         ];
         match parts.iter().find(|(_, given)| *given) {
             Some((part, _)) => Err(WireError::field_not_supported(*part)),
@@ -161,6 +160,9 @@ pub fn load(
     }
     if let Some(entropy) = file.entropy {
         part("entropy", config.put_entropy(entropy))?;
+    }
+    if let Some(vsock) = file.vsock {
+        part("vsock", config.put_vsock(vsock))?;
     }
     if let Some(serial) = file.serial {
         part("serial", config.put_serial(serial))?;

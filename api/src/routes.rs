@@ -46,6 +46,8 @@ pub enum Endpoint {
     HintingStatus,
     /// PUT /entropy
     Entropy,
+    /// PUT /vsock
+    Vsock,
     /// PUT /logger
     Logger,
     /// PUT /metrics
@@ -142,7 +144,7 @@ pub const ROUTES: &[Route] = &[
     row("PATCH", "/balloon/hinting/stop", Endpoint::StopHinting),
     row("GET", "/balloon/hinting/status", Endpoint::HintingStatus),
     row("PUT", "/entropy", Endpoint::Entropy),
-    row("PUT", "/vsock", Later("the vsock device")),
+    row("PUT", "/vsock", Endpoint::Vsock),
     row("PUT", "/cpu-config", Later("a CPU template")),
     row("PUT", "/pmem/{id}", Later("a pmem device")),
     row("PATCH", "/pmem/{id}", Later("a pmem device")),

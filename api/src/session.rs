@@ -272,6 +272,7 @@ impl Session {
             Endpoint::BootSource => self.configure(body, Config::put_boot_source).await,
             Endpoint::Serial => self.configure::<SerialWire>(body, Config::put_serial).await,
             Endpoint::Entropy => self.configure(body, Config::put_entropy).await,
+            Endpoint::Vsock => self.configure(body, Config::put_vsock).await,
             Endpoint::Drive => {
                 let judge = |config: &mut Config, wire: DriveWire| {
                     wire::id::check(id, "drive_id", &wire.drive_id)?;

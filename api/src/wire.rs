@@ -19,6 +19,7 @@ pub mod network;
 pub mod policy;
 pub mod rate_limiter;
 pub mod vm;
+pub mod vsock;
 
 pub use balloon::BalloonWire;
 pub use boot_source::BootSourceWire;
@@ -34,6 +35,7 @@ pub use rate_limiter::{RateLimiterWire, TokenBucketWire};
 pub use vm::{
     ActionTypeWire, ActionWire, InstanceInfoWire, SerialWire, VersionWire, VmStateWire, VmWire,
 };
+pub use vsock::VsockWire;
 
 use serde::de::DeserializeOwned;
 

@@ -88,8 +88,8 @@ fn what_is_wrong_is_named() {
         ("bootsource", json!({}), ["unknown field", "bootsource"]),
         (
             "vsock",
-            json!({"guest_cid": 3, "uds_path": "/v"}),
-            ["vsock", "not supported by this build"],
+            json!({"guest_cid": 2, "uds_path": "/v"}),
+            ["vsock", "guest_cid 2 is reserved"],
         ),
         (
             "balloon",

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use api::http::Options;
 use api::machine::{Command, MachineState};
 use api::session::Deadlines;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{FakeLauncher, TestServer};
 
 const AFTER: &str = "The requested operation is not supported after starting the microVM.";
@@ -293,6 +293,26 @@ fn an_entropy_device_is_taken_without_a_limit() {
 }
 
 #[test]
+fn a_socket_device_needs_an_address_and_a_path() {
+    let server = TestServer::new();
+    let put = |body: &Value| server.ask("PUT", "/vsock", &body.to_string());
+    put(&json!({"guest_cid": 2, "uds_path": "/tmp/v"})).refuses(&["guest_cid 2", "3 to"]);
+    put(&json!({"guest_cid": 3})).refuses(&["uds_path"]);
+    let long = "v".repeat(97);
+    put(&json!({"guest_cid": 3, "uds_path": long})).refuses(&["uds_path is 97 bytes", "96"]);
+    put(&json!({"guest_cid": 3, "uds_path": "/no/dir/v"})).refuses(&["/no/dir/v", "folder"]);
+    let given = json!({"guest_cid": 3, "uds_path": "/tmp/v"});
+    put(&given).is_204();
+    assert_eq!(server.ask("GET", "/vm/config", "").json()["vsock"], given);
+    server.start();
+    let specs = server.launcher.specs.lock().unwrap();
+    assert_eq!(
+        specs[0].vsock.as_ref().map(|vsock| vsock.guest_cid),
+        Some(3)
+    );
+}
+
+#[test]
 fn requests_of_the_wrong_time_are_refused_with_firecrackers_words() {
     let server = TestServer::new();
     assert_eq!(server.action("SendCtrlAltDel").fault(), BEFORE);
@@ -331,6 +351,11 @@ fn requests_of_the_wrong_time_are_refused_with_firecrackers_words() {
         ("PUT", "/logger", r#"{"level":"Info"}"#.to_owned()),
         ("PUT", "/serial", "{}".to_owned()),
         ("PUT", "/entropy", "{}".to_owned()),
+        (
+            "PUT",
+            "/vsock",
+            r#"{"guest_cid":3,"uds_path":"/tmp/v"}"#.to_owned(),
+        ),
         (
             "PUT",
             "/actions",

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use devices::legacy::{ConsoleBlock, PvpanicBlock, WatchBlock};
-use devices::virtio::{BalloonBlock, DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
+use devices::virtio::{
+    BalloonBlock, DeviceBlock, QueueBlock, ThreadBlock, TransportBlock, VsockBlock,
+};
 use observe::Section;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
@@ -67,6 +69,7 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<DeviceBlock>();
     check::<TransportBlock>();
     check::<BalloonBlock>();
+    check::<VsockBlock>();
     check::<ThreadBlock>();
     check::<ConsoleBlock>();
     check::<PvpanicBlock>();
@@ -81,5 +84,5 @@ fn the_page_on_metrics_has_each_of_them_and_no_others() {
     check::<LedgerBlock>();
     check::<SightBlock>();
     check::<ThresholdsBlock>();
-    assert_eq!(PAGE.matches("_...` |").count(), 21, "a table for no block");
+    assert_eq!(PAGE.matches("_...` |").count(), 22, "a table for no block");
 }

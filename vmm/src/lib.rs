@@ -60,7 +60,7 @@ pub use sections::SECTIONS;
 pub use spec::{
     Backing, BalloonSpec, BlackBoxSpec, BootSpec, BucketSpec, Cache, DriveChange, DriveSpec,
     EntropySpec, Entry, Judging, LimiterSpec, MAX_DRIVE_QUEUES, MemorySpec, NetSpec, SerialInput,
-    SerialOutput, SerialSpec, Unpack, VmSpec,
+    SerialOutput, SerialSpec, Unpack, VmSpec, VsockSpec,
 };
 pub use validate::SpecError;
 pub use vcpu::exit::ResetCause;

@@ -1,7 +1,9 @@
 //! All kinds of section that a VM has in its black box.
 
 use devices::legacy::{ConsoleBlock, PvpanicBlock, WatchBlock};
-use devices::virtio::{BalloonBlock, DeviceBlock, QueueBlock, ThreadBlock, TransportBlock};
+use devices::virtio::{
+    BalloonBlock, DeviceBlock, QueueBlock, ThreadBlock, TransportBlock, VsockBlock,
+};
 use observe::SectionKind;
 use observe::host::{CgroupBlock, HostBlock, MemoryBlock, PsiBlock, TaskBlock};
 use observe::ledger::LedgerBlock;
@@ -21,6 +23,7 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<QueueBlock>(),
     SectionKind::of::<KickBlock>(),
     SectionKind::of::<DeviceBlock>(),
+    SectionKind::of::<VsockBlock>(),
     SectionKind::of::<TransportBlock>(),
     SectionKind::of::<BalloonBlock>(),
     SectionKind::of::<ThreadBlock>(),

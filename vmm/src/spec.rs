@@ -41,6 +41,8 @@ pub struct VmSpec {
     pub pci: bool,
     /// The entropy device, if there is to be one; the guest finds it after the interfaces.
     pub entropy: Option<EntropySpec>,
+    /// The socket device, if there is to be one; the guest finds it last.
+    pub vsock: Option<VsockSpec>,
     /// The serial console.
     pub serial: SerialSpec,
     /// The black box.
@@ -165,6 +167,16 @@ impl BalloonSpec {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntropySpec {}
 
+/// A socket device: streams between the guest and Unix sockets of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockSpec {
+    /// The guest's address, at least 3.
+    pub guest_cid: u32,
+    /// Where programs of the host reach the guest; programs that the guest reaches listen there with
+    /// `_PORT` behind the name. A socket that nobody listens at is replaced.
+    pub path: PathBuf,
+}
+
 /// Where the serial console's bytes come from and go to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SerialSpec {
@@ -229,6 +241,7 @@ impl VmSpec {
             balloon: None,
             pci: false,
             entropy: None,
+            vsock: None,
             serial: SerialSpec::default(),
             black_box: BlackBoxSpec::default(),
             stop_deadline: Duration::from_secs(5),
@@ -258,6 +271,7 @@ impl VmSpec {
         }
         self.drives.iter().try_for_each(validate::drive)?;
         self.networks.iter().try_for_each(validate::net)?;
+        self.vsock.iter().try_for_each(validate::vsock)?;
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::spec::{DriveSpec, MAX_CMDLINE, MAX_DRIVE_QUEUES, MAX_VCPUS, NetSpec};
+use crate::spec::{DriveSpec, MAX_CMDLINE, MAX_DRIVE_QUEUES, MAX_VCPUS, NetSpec, VsockSpec};
 pub use balloon::balloon;
 use ids::MAX_VM_ID;
 pub use ids::{drives_together, networks_together, vm_id};
@@ -21,6 +21,8 @@ pub use ids::{drives_together, networks_together, vm_id};
 const MIN_MTU: u16 = 68;
 /// `IFF_TAP` of linux/if_tun.h, as /sys/class/net/NAME/tun_flags shows it.
 const IFF_TAP: u32 = 0x0002;
+/// Longest path of a socket device.
+const MAX_VSOCK_PATH: usize = devices::virtio::vsock::MAX_PATH;
 /// `IFNAMSIZ` of linux/if.h, its NUL not counted.
 const MAX_IFNAME: usize = 15;
 
@@ -158,6 +160,14 @@ pub enum SpecError {
     /// An MTU that no guest can use.
     #[error("mtu {0} is too small; give at least {MIN_MTU}")]
     Mtu(u16),
+    /// An address that no guest can have.
+    #[error("guest_cid {0} is reserved; give 3 to 4294967294")]
+    GuestCid(u32),
+    /// A path that no Unix socket can have.
+    #[error(
+        "uds_path is {0} bytes long; give 1 to {MAX_VSOCK_PATH}, for a socket's name with a port behind it has to fit"
+    )]
+    SocketPath(usize),
     /// A group address as a station's own.
     #[error(
         "guest_mac {0} is a group address; make the lowest bit of its first byte 0, as in 06:00:ac:10:00:02"
@@ -300,6 +310,35 @@ pub fn net(spec: &NetSpec) -> Result<(), SpecError> {
         Ok(())
     } else {
         Err(SpecError::NotTap(name.clone()))
+    }
+}
+
+/// Judges a socket device: an address that a guest may have, a path short enough for a socket, in a
+/// folder that is there.
+///
+/// # Errors
+/// What is wrong with it, and the remedy.
+pub fn vsock(spec: &VsockSpec) -> Result<(), SpecError> {
+    if !(3..u32::MAX).contains(&spec.guest_cid) {
+        return Err(SpecError::GuestCid(spec.guest_cid));
+    }
+    let bytes = spec.path.as_os_str().len();
+    if !(1..=MAX_VSOCK_PATH).contains(&bytes) {
+        return Err(SpecError::SocketPath(bytes));
+    }
+    let folder = spec
+        .path
+        .parent()
+        .filter(|path| !path.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    match fs::metadata(folder) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(SpecError::File {
+            what: "uds_path",
+            path: spec.path.clone(),
+            source,
+            remedy: "give a name in a folder that is there",
+        }),
     }
 }
 

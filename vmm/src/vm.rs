@@ -404,7 +404,8 @@ fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
     const EACH_QUEUE: usize = 48 << 10;
     let of_drives = spec.drives.iter().map(|drive| usize::from(drive.queues));
     let balloon = spec.balloon.map_or(0, |balloon| balloon.queues());
-    let alone = balloon + usize::from(spec.entropy.is_some());
+    let sockets = 3 * usize::from(spec.vsock.is_some());
+    let alone = balloon + usize::from(spec.entropy.is_some()) + sockets;
     let queues = of_drives.sum::<usize>() + 2 * spec.networks.len() + alone;
     let vcpus = usize::from(spec.vcpus);
     let samples = room(Samples::section_bytes(vcpus, queues));

@@ -19,6 +19,7 @@ use super::mock_driver::{
 };
 use super::net::NetDevice;
 use super::rng::EntropyDevice;
+use super::vsock::{VsockBlock, VsockDevice, VsockSpec};
 use crate::bus::Misuse;
 
 /// The queue that the suite talks to, and a device with a request for it that always succeeds.
@@ -33,7 +34,7 @@ struct Subject {
 
 mod stages;
 
-mod tempdir {
+pub(super) mod tempdir {
     //! A folder that is gone when the test is over.
     use std::path::PathBuf;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -134,13 +135,35 @@ fn entropy(machine: &mut Machine, id: &str, rings: u64) -> Subject {
     }
 }
 
+fn sockets(machine: &mut Machine, id: &str, rings: u64) -> Subject {
+    let folder = tempdir::Folder::new();
+    let spec = VsockSpec {
+        name: id.into(),
+        guest_cid: 3,
+        path: folder.0.join("v"),
+    };
+    let block = VsockBlock::place(&mut machine.black_box, id).unwrap();
+    let driver = machine.attach(VsockDevice::open(spec, block).unwrap(), rings);
+    // A reset of a connection that is not there: from 3 to 2, a stream, operation 3.
+    let mut header = [0; 44];
+    (header[0], header[8], header[28], header[30]) = (3, 2, 1, 3);
+    driver.ram.write_slice(&header, GuestAddress(DATA)).unwrap();
+    Subject {
+        driver,
+        queue: 1,
+        request: vec![(DATA, 44, false)],
+        _other: None,
+        _folder: folder,
+    }
+}
+
 /// Makes a device with a request.
 type Make = fn(&mut Machine, &str, u64) -> Subject;
 
 /// Each kind of device over each transport.
 fn everywhere() -> impl Iterator<Item = (Make, TransportKind)> {
     let kinds = [TransportKind::Mmio, TransportKind::Pci];
-    let makes = [disk as Make, interface, balloon, entropy];
+    let makes = [disk as Make, interface, balloon, entropy, sockets];
     kinds
         .into_iter()
         .flat_map(move |kind| makes.map(|make| (make, kind)))

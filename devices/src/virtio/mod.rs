@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! vCPU threads                 |  I/O thread `io-NAME`
-//! bus -> mmio or pci: Front  --mailbox--> device_loop -> blk, net, balloon, rng
+//! bus -> mmio or pci: Front  --mailbox--> device_loop -> blk, net, balloon, ...
 //!        kicks (eventfds) ----------------^   |  ^
 //!        interrupt (eventfds) <-- queue::QueueRunner, the only user of the rings
 //! ```
@@ -35,6 +35,7 @@ pub mod pci;
 pub mod queue;
 pub mod rng;
 pub mod vectors;
+pub mod vsock;
 mod witness;
 
 pub use balloon::counters::BalloonBlock;
@@ -53,4 +54,5 @@ pub use net::{NetDevice, NetError, TapSpec};
 pub use pci::{MessageRouter, PciTransport};
 pub use queue::{Chain, QueueError, QueueLayout, QueueRunner};
 pub use rng::EntropyDevice;
+pub use vsock::{VsockBlock, VsockDevice, VsockError, VsockSpec};
 pub use witness::Done;

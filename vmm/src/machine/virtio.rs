@@ -9,7 +9,7 @@ use devices::virtio::mmio::registers::QUEUE_NOTIFY;
 use devices::virtio::{
     BalloonBlock, BalloonDevice, BalloonHandle, BlockDevice, BlockSpec, DeviceCounters,
     DeviceProfile, EntropyDevice, Front, IoThread, IoThreadSpec, MmioTransport, NetDevice, TapSpec,
-    ThreadBlock, VirtioDevice,
+    ThreadBlock, VirtioDevice, VsockBlock, VsockDevice,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
 use memory::layout::MMIO_DEVICE_BYTES;
@@ -21,7 +21,7 @@ use super::pci::{self, Pci};
 use crate::boot::cmdline::{MmioWindow, Placement};
 use crate::driver::Message;
 use crate::hypervisor::refused;
-use crate::spec::{BalloonSpec, Cache, DriveSpec, NetSpec, VmSpec};
+use crate::spec::{BalloonSpec, Cache, DriveSpec, NetSpec, VmSpec, VsockSpec};
 use crate::vm::LaunchError;
 use crate::watcher::kicks::Kick;
 
@@ -44,7 +44,12 @@ pub fn placement(spec: &VmSpec) -> Placement {
     if spec.pci {
         return Placement::Pci;
     }
-    let alone = usize::from(spec.balloon.is_some()) + usize::from(spec.entropy.is_some());
+    let alone = [
+        spec.balloon.is_some(),
+        spec.entropy.is_some(),
+        spec.vsock.is_some(),
+    ];
+    let alone: usize = alone.into_iter().map(usize::from).sum();
     let devices = spec.drives.len() + spec.networks.len() + alone;
     let slots = (0..MAX_VIRTIO_DEVICES).take(devices);
     Placement::Mmio(slots.map(MmioWindow::of_slot).collect())
@@ -61,7 +66,7 @@ pub struct Made {
 }
 
 /// Makes all drives, the root first (the guest calls it vda), then all network devices, then the
-/// balloon and the entropy device.
+/// balloon, the entropy device and the socket device.
 ///
 /// # Errors
 /// [`LaunchError`], naming the device.
@@ -91,6 +96,9 @@ pub fn make(
     }
     if let Some(name) = entropy_name(spec) {
         devices.push(Box::new(EntropyDevice::new(&name)));
+    }
+    if let (Some(vsock), Some(name)) = (&spec.vsock, vsock_name(spec)) {
+        devices.push(open_vsock(vsock, name, black_box)?);
     }
     // One a device, so that a stalled disk holds up nobody else.
     let (mut threads, mut kicks) = (Vec::new(), Vec::new());
@@ -151,6 +159,11 @@ fn network_name(id: &str, drives: &[DriveSpec]) -> String {
 /// What the entropy device is called, if there is one.
 pub fn entropy_name(spec: &VmSpec) -> Option<String> {
     spec.entropy.map(|_| own_name("entropy", spec))
+}
+
+/// What the socket device is called, if there is one.
+pub fn vsock_name(spec: &VmSpec) -> Option<String> {
+    spec.vsock.as_ref().map(|_| own_name("vsock", spec))
 }
 
 /// The name of a device that has no id: `name`, unless a drive or an interface has it.
@@ -222,6 +235,26 @@ fn make_balloon(
         what: "an eventfd or a timer for the balloon (raise RLIMIT_NOFILE)",
         source,
     })
+}
+
+fn open_vsock(
+    spec: &VsockSpec,
+    name: String,
+    black_box: &mut BlackBox,
+) -> Result<Box<dyn VirtioDevice>, LaunchError> {
+    let block = VsockBlock::place(black_box, &name)?;
+    let wanted = devices::virtio::VsockSpec {
+        name,
+        guest_cid: spec.guest_cid,
+        path: spec.path.clone(),
+    };
+    match VsockDevice::open(wanted, block) {
+        Ok(device) => Ok(Box::new(device)),
+        Err(error) => Err(LaunchError::Device {
+            device: "vsock".to_owned(),
+            detail: error.to_string(),
+        }),
+    }
 }
 
 fn spawn_thread(

@@ -126,6 +126,7 @@ fn threads(spec: &VmSpec) -> Vec<String> {
     let drives = spec.drives.iter().map(|drive| &drive.id);
     let devices = drives.chain(spec.networks.iter().map(|network| &network.id));
     let devices = devices.cloned().chain(virtio::entropy_name(spec));
+    let devices = devices.chain(virtio::vsock_name(spec));
     let devices = devices.map(|id| format!("io-{id}"));
     let balloon = spec.balloon.map(|_| "io-balloon".to_owned());
     let names = fixed.map(ToOwned::to_owned).into_iter();
