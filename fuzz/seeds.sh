@@ -2,7 +2,7 @@
 # Writes the seeds of the corpus, fuzz/corpus/TARGET/*: what a well-behaved guest or client says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/corpus"
-mkdir -p api_bodies balloon_request blackbox_reader blk_request console_watch entropy http_request legacy_ports mmio_registers pci_function trace_format trace_records virtqueue walk stack
+mkdir -p api_bodies balloon_request blackbox_reader blk_request console_watch entropy http_request legacy_ports mmio_registers pci_function trace_format trace_records virtqueue vsock walk stack
 
 # Words, little-endian: le BYTES NUMBER...
 le() {
@@ -58,6 +58,27 @@ empty() {
   empty 1
   le 2 0 2 0 0
 } >entropy/rings
+
+# vsock: bytes of data, 1 for right addresses, a header: addresses, ports, bytes, type and operation, flags, room, taken.
+packet() {
+  le 1 "$1" 1
+  le 8 3 2
+  le 4 1234 80 "$1"
+  le 2 1 "$2"
+  le 4 "$3" 65536 0
+}
+{
+  packet 0 1 0
+  packet 100 5 0
+  packet 0 4 3
+} >vsock/connection
+{
+  packet 0 2 0
+  packet 0 3 0
+  packet 0 6 0
+  packet 0 7 0
+  packet 0 77 0
+} >vsock/strays
 
 # console_watch: what a guest says.
 printf '%s\r\n' '[    1.234567] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:2:77]' \

@@ -18,13 +18,14 @@ pub mod stack;
 pub mod trace_format;
 pub mod trace_records;
 pub mod virtqueue;
+pub mod vsock;
 pub mod walk;
 
 /// The body of a target.
 pub type Body = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Body); 15] = [
+pub const TARGETS: [(&str, Body); 16] = [
     ("api_bodies", api_bodies::run),
     ("balloon_request", balloon_request::run),
     ("blackbox_reader", blackbox_reader::run),
@@ -39,5 +40,6 @@ pub const TARGETS: [(&str, Body); 15] = [
     ("trace_format", trace_format::run),
     ("trace_records", trace_records::run),
     ("virtqueue", virtqueue::run),
+    ("vsock", vsock::run),
     ("walk", walk::run),
 ];
