@@ -27,7 +27,7 @@ cmp -s /run/one /run/two || echo DIFFERENT=yes
         assert_eq!(told(&done.console, "DIFFERENT"), "yes");
         let device = |field| done.seen.number("device/entropy", field, "entropy");
         let queue = |field| done.seen.number("queue/entropy/0", field, "");
-        assert_eq!(device("operation"), queue("bytes_written"));
+        assert_eq!(device("operation"), queue("written"));
         assert_eq!(device("operations"), queue("completions"));
         assert_eq!(device("operation_errors"), 0);
         // One answer more may be there that nobody has read, and what the kernel took for itself.
