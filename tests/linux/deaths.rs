@@ -101,7 +101,7 @@ fn remains(daemon: &Daemon, ended_ns: u64) -> (Snapshot, String) {
             "\nio_out ",
             "\ndisk/0 ",
             "\ndisk read ",
-            "\ndisk at work ",
+            "\ndisk virtio-mmio at work ",
             "\nvcpu-0 ",
             "\nvm ",
             "\nio-disk ",

@@ -201,8 +201,8 @@ fn what_this_build_does_not_do_yet() {
     let words = ["not supported by this build"];
     refused(
         "PUT",
-        "/vsock",
-        r#"{"guest_cid": 3, "uds_path": "v.sock"}"#,
+        "/pmem/p",
+        r#"{"id": "p", "path_on_host": "SCRATCHp"}"#,
         &words,
     );
 }

@@ -74,7 +74,7 @@ const ALL_OF_IT: [&str; 16] = [
     "guest ",
     "d/0 16 0 64 64 64 ",
     "d read 64 0 32.0 KiB ",
-    "d at work ",
+    "d virtio-mmio at work ",
     "vcpu-0 in ",
     "vm idle ",
     "io-d idle ",

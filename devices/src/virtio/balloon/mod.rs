@@ -247,6 +247,7 @@ impl BalloonDevice {
     /// Takes the buffer with the guest's statistics and keeps it.
     fn statistics(&mut self, queue: &mut QueueRunner) {
         // The driver has one buffer. Each more than that ends the one before, and counts as a turn.
+        // Asked until there is none: only then the driver kicks again.
         while let Some(chain) = queue.take() {
             let list = self
                 .list
@@ -255,9 +256,8 @@ impl BalloonDevice {
             let bytes = chain.readable.copy_to(0, list);
             let read = statistics(list.get(..bytes).unwrap_or_default());
             self.shared.block.take(&read, self.clock.ticks());
-            match self.held.replace(chain) {
-                Some(before) => queue.complete(before, done(Role::Statistics, bytes as u64, false)),
-                None => break,
+            if let Some(before) = self.held.replace(chain) {
+                queue.complete(before, done(Role::Statistics, bytes as u64, false));
             }
         }
     }
