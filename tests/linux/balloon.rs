@@ -133,7 +133,8 @@ fn an_inflated_balloon_gives_memory_to_the_host_and_a_deflated_one_takes_it_back
             number(&guest, "actual") == 0
         });
         let (back, total_back) = said_anew(&guest);
-        assert!(back + 8 * MIB >= free, "{version}: {free} -> {back}");
+        // Some of it lies in lists of the CPU, or is cache again.
+        assert!(back + 32 * MIB >= free, "{version}: {free} -> {back}");
         assert_eq!((total_back, number(&guest, "deflated")), (total, 256 * MIB));
         println!("{version}: {before} MiB resident, {inflated} MiB with a full balloon");
         guest.stop();
