@@ -7,6 +7,7 @@ mod job;
 mod outer;
 mod qemu;
 mod standstill;
+mod wait;
 
 use std::io::Write;
 use std::process::ExitCode;
