@@ -227,17 +227,16 @@ impl Help for Outside<'_> {
         eprintln!("{}", tail(&console, TOLD_LINES));
     }
 
-    fn wake(&mut self) {
-        say(
-            "lab",
-            format!(
-                "no sign of life of the emulated machine for {} s; what is seen of it:",
-                SILENCE.as_secs()
-            ),
-        );
+    fn nudge(&mut self) {
+        self.monitor().press_key();
+    }
+
+    fn examine(&mut self) {
+        let silence = SILENCE.as_secs();
+        let told =
+            format!("no sign of life of the emulated machine for {silence} s; what is seen of it:");
+        say("lab", told);
         self.monitor().examine(self.emulator);
-        say("lab", "pressing its power button to wake it ...");
-        self.monitor().wake();
     }
 }
 

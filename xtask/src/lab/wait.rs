@@ -12,6 +12,8 @@ use crate::program::say;
 const BOOT: Duration = Duration::from_secs(180);
 /// A machine tells what runs in it within this time.
 const TELL: Duration = Duration::from_secs(10);
+/// A machine that is silent is nudged so often before it is given up.
+const NUDGES: u32 = 5;
 
 /// Word from the machine.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,14 +46,16 @@ pub fn parse(line: &str) -> Option<Word> {
 
 /// What may be done for a machine from outside.
 pub trait Help {
-    /// How long a machine that is well may give no sign of life.
+    /// After how long without a sign of life it is given up.
     fn silence(&self) -> Duration;
     /// Has the machine tell what runs in it, on its console.
     fn tell(&mut self);
     /// It has told.
     fn told(&mut self);
-    /// It gives no sign of life: tells what can be seen of it, and wakes it.
-    fn wake(&mut self);
+    /// It has given no sign of life for a while: gives it an interrupt.
+    fn nudge(&mut self);
+    /// It is given up: tells what can be seen of it.
+    fn examine(&mut self);
 }
 
 /// Waits for the job's end, or for what comes in its place.
@@ -65,8 +69,8 @@ pub fn wait(
     help: &mut impl Help,
 ) -> Result<End> {
     let mut booted = false;
-    let mut sign = started;
-    let mut was_woken = false;
+    // Its last sign of life, and that or the last nudge.
+    let (mut sign, mut nudge) = (started, started);
     loop {
         let limit = if booted {
             job.timeout
@@ -74,14 +78,22 @@ pub fn wait(
             BOOT.min(job.timeout)
         };
         let left = limit.saturating_sub(started.elapsed());
-        let silence = if booted { help.silence() } else { limit };
-        match words.recv_timeout(left.min(silence.saturating_sub(sign.elapsed()))) {
+        let patience = if booted {
+            help.silence() / NUDGES
+        } else {
+            limit
+        };
+        match words.recv_timeout(left.min(patience.saturating_sub(nudge.elapsed()))) {
             Ok(word @ (Word::Booted | Word::Pulse | Word::Told)) => {
                 booted |= word == Word::Booted;
-                sign = Instant::now();
-                if std::mem::take(&mut was_woken) {
-                    say("lab", "the emulated machine goes on");
+                if nudge > sign {
+                    let silence = sign.elapsed().as_secs();
+                    let told =
+                        format!("the emulated machine stood still for {silence} s and goes on");
+                    say("lab", told);
                 }
+                sign = Instant::now();
+                nudge = sign;
             }
             Ok(Word::Exit(status)) => return Ok(End::Exit(status)),
             Ok(Word::Error(text)) => return fail(format!("the emulated machine gave up: {text}")),
@@ -94,11 +106,12 @@ pub fn wait(
                 return fail(format!("the emulated machine died {when}"));
             }
             Err(RecvTimeoutError::Timeout) if started.elapsed() < limit => {
-                if was_woken {
+                if sign.elapsed() >= help.silence() {
+                    help.examine();
                     return Ok(End::StoodStill);
                 }
-                help.wake();
-                (sign, was_woken) = (Instant::now(), true);
+                help.nudge();
+                nudge = Instant::now();
             }
             Err(RecvTimeoutError::Timeout) if booted || job.timeout <= BOOT => {
                 time_is_up(words, help);
@@ -161,8 +174,12 @@ mod tests {
             self.0.push("told");
         }
 
-        fn wake(&mut self) {
-            self.0.push("wake");
+        fn nudge(&mut self) {
+            self.0.push("nudge");
+        }
+
+        fn examine(&mut self) {
+            self.0.push("examine");
         }
     }
 
@@ -181,18 +198,55 @@ mod tests {
             let end = wait(&words, &job, Instant::now(), &mut help).ok();
             assert_eq!(end, Some(End::TimeUp));
         });
+        help.0.retain(|what| *what != "nudge");
         assert_eq!(help.0, ["tell", "told"]);
         let _ = sender.send(Word::Closed);
         assert!(wait(&words, &job, Instant::now(), &mut help).is_err());
     }
 
     #[test]
-    fn a_machine_that_stands_still_is_woken_once_and_then_given_up() {
+    fn a_machine_that_stands_still_is_nudged_and_then_given_up() {
         let (sender, words) = channel();
         let job = Job::new(&["true"]);
         let _ = sender.send(Word::Booted);
         let mut help = Count::default();
         let end = wait(&words, &job, Instant::now(), &mut help).ok();
-        assert_eq!((end, help.0), (Some(End::StoodStill), vec!["wake"]));
+        assert_eq!(end, Some(End::StoodStill));
+        let nudges = help.0.iter().filter(|what| **what == "nudge").count();
+        assert!((1..=5).contains(&nudges), "{:?}", help.0);
+        assert_eq!(help.0.len(), nudges + 1);
+        assert_eq!(help.0.last(), Some(&"examine"));
+    }
+
+    #[test]
+    fn a_machine_that_was_nudged_and_goes_on_ends_as_it_ends() {
+        /// Gives a sign of life when it is nudged.
+        struct Asleep(std::sync::mpsc::Sender<Word>, u32);
+
+        impl Help for Asleep {
+            fn silence(&self) -> Duration {
+                Duration::from_secs(5)
+            }
+
+            fn tell(&mut self) {}
+
+            fn told(&mut self) {}
+
+            fn nudge(&mut self) {
+                self.1 += 1;
+                for word in [Word::Pulse, Word::Exit(3)] {
+                    let _ = self.0.send(word);
+                }
+            }
+
+            fn examine(&mut self) {}
+        }
+
+        let (sender, words) = channel();
+        let job = Job::new(&["true"]);
+        let _ = sender.send(Word::Booted);
+        let mut help = Asleep(sender, 0);
+        let end = wait(&words, &job, Instant::now(), &mut help).ok();
+        assert_eq!((end, help.1), (Some(End::Exit(3)), 1));
     }
 }
