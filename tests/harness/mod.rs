@@ -102,6 +102,18 @@ pub struct Guest {
     scratch: Scratch,
 }
 
+/// The guest of a test that fails ends with it: it would take its CPU from all tests that follow.
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let stop = VmCommand::Stop;
+            if let Err(error) = self.vm.command_within(stop, Duration::from_secs(10)) {
+                eprintln!("the guest of the test that fails was told to stop: {error}");
+            }
+        }
+    }
+}
+
 /// A guest that has ended.
 pub struct Finished {
     pub outcome: Outcome,

@@ -179,13 +179,22 @@ fn freed_memory_is_reported_and_back_at_the_host_within_seconds() {
             ..BalloonSpec::default()
         };
         let guest = guest(version, 512, spec, FILL);
-        guest.await_words("FILLED=yes", PATIENCE);
-        let (freed, start) = (Instant::now(), resident_mib());
+        // The guest may report at once, so the most that was resident is what counts.
+        let mut start = 0;
+        until("a file that was removed", &guest, PATIENCE, || {
+            start = start.max(resident_mib());
+            guest.said().contains("FILLED=yes")
+        });
+        let freed = Instant::now();
+        // The guest's kernel reports a part of what is free every two seconds of its own.
         let returned = || number(&guest, "reported") >= 250 * MIB;
-        until("reported memory", &guest, Duration::from_secs(20), returned);
+        until("reported memory", &guest, PATIENCE, returned);
         let (after, took) = (resident_mib(), freed.elapsed());
-        assert_eq!(number(&guest, "discarded"), number(&guest, "reported"));
         assert!(after + 200 <= start, "{version}: {start} -> {after}");
+        // More may be reported now, and the two are not read at one instant.
+        until("all that was reported", &guest, PATIENCE, || {
+            number(&guest, "discarded") == number(&guest, "reported")
+        });
         println!("{version}: {after} MiB resident {took:?} after 330 MiB were freed");
         guest.stop();
     }

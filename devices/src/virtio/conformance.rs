@@ -254,7 +254,10 @@ fn a_kick_is_counted_however_many_find_nothing() {
         }
         let seen = subject.seen();
         wait_for("the kicks", || seen.kicks.value() == 5);
-        assert!((1..=5).contains(&seen.spurious_kicks.value()));
+        // A kick is counted before the ring is looked at, and that before it is found empty.
+        wait_for("an empty ring", || seen.spurious_kicks.value() >= 1);
+        subject.driver.settle(&machine.thread);
+        assert!(seen.spurious_kicks.value() <= 5);
         assert_eq!(seen.requests.value(), 0);
     });
 }

@@ -63,6 +63,9 @@ pub struct Job {
     pub qemu_args: String,
     /// When the machine is ended, whatever it does.
     pub timeout: Duration,
+    /// Whether a machine that stands still may go on where an interrupt from outside wakes it. Not for
+    /// a job that measures time: it is missing there.
+    pub wake: bool,
     /// The command and its arguments.
     pub command: Vec<String>,
     /// Variables set for it, beside those that are passed on.
@@ -78,6 +81,7 @@ impl Job {
             kernel_args: String::new(),
             qemu_args: String::new(),
             timeout: Duration::from_secs(3600),
+            wake: true,
             command: command.iter().map(|&word| word.to_owned()).collect(),
             env: Vec::new(),
         }
@@ -124,6 +128,7 @@ pub fn main(args: LabArgs) -> ExitCode {
         kernel_args: args.kernel_args,
         qemu_args: args.qemu_args,
         timeout: Duration::from_secs(args.timeout),
+        wake: true,
         command: args.command,
         env: Vec::new(),
     };

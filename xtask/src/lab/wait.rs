@@ -14,6 +14,8 @@ const BOOT: Duration = Duration::from_secs(180);
 const TELL: Duration = Duration::from_secs(10);
 /// A machine that is silent is nudged so often before it is given up.
 const NUDGES: u32 = 5;
+/// One that may not be nudged is given up after this part of that time.
+const UNWAKEABLE: u32 = 3;
 
 /// Word from the machine.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,10 +80,10 @@ pub fn wait(
             BOOT.min(job.timeout)
         };
         let left = limit.saturating_sub(started.elapsed());
-        let patience = if booted {
-            help.silence() / NUDGES
-        } else {
-            limit
+        let patience = match booted {
+            true if job.wake => help.silence() / NUDGES,
+            true => help.silence() / UNWAKEABLE,
+            false => limit,
         };
         match words.recv_timeout(left.min(patience.saturating_sub(nudge.elapsed()))) {
             Ok(word @ (Word::Booted | Word::Pulse | Word::Told)) => {
@@ -106,7 +108,7 @@ pub fn wait(
                 return fail(format!("the emulated machine died {when}"));
             }
             Err(RecvTimeoutError::Timeout) if started.elapsed() < limit => {
-                if sign.elapsed() >= help.silence() {
+                if !job.wake || sign.elapsed() >= help.silence() {
                     help.examine();
                     return Ok(End::StoodStill);
                 }
@@ -216,6 +218,17 @@ mod tests {
         assert!((1..=5).contains(&nudges), "{:?}", help.0);
         assert_eq!(help.0.len(), nudges + 1);
         assert_eq!(help.0.last(), Some(&"examine"));
+    }
+
+    #[test]
+    fn a_machine_that_may_not_be_woken_is_given_up_at_once() {
+        let (sender, words) = channel();
+        let mut job = Job::new(&["true"]);
+        job.wake = false;
+        let _ = sender.send(Word::Booted);
+        let mut help = Count::default();
+        let end = wait(&words, &job, Instant::now(), &mut help).ok();
+        assert_eq!((end, help.0), (Some(End::StoodStill), vec!["examine"]));
     }
 
     #[test]
