@@ -7,9 +7,15 @@
 //! back is said to end. What is left is passed after `left / drift` in the mean, with a variance of
 //! `left * noise^2 / drift^3` for the walk (the first passage time of Brownian motion with drift,
 //! an inverse Gaussian distribution), and the drift itself is known to `noise / sqrt(steps)`.
+//!
+//! A rise that began in the middle of the samples shows no trend in all of them. It is looked for in
+//! the latest ones too: soon enough to be of use, and over long enough that a program which starts is
+//! none.
 
 /// Fewest samples that make a trend.
 const FEWEST: usize = 12;
+/// The samples that are taken by themselves where all of them show no trend.
+const LATEST: usize = 31;
 /// How far the drift has to stand out of its own uncertainty: in all, and in each half.
 const CERTAIN: f64 = 5.0;
 const CERTAIN_IN_A_HALF: f64 = 2.5;
@@ -69,6 +75,12 @@ impl Steps {
 /// Foretells when `used` reaches `limit`. `samples` are moments in nanoseconds and amounts, in order
 /// of time. `None` where there is no trend, or none that ends there.
 pub fn exhaustion(samples: &[(u64, u64)], limit: u64) -> Option<Forecast> {
+    let latest = samples.len().checked_sub(LATEST).filter(|begin| *begin > 0);
+    trend(samples, limit).or_else(|| trend(samples.get(latest?..)?, limit))
+}
+
+/// As [`exhaustion`], from all of the samples.
+fn trend(samples: &[(u64, u64)], limit: u64) -> Option<Forecast> {
     let (_, last) = *samples.last()?;
     let left = limit.checked_sub(last).filter(|left| *left > 0)? as f64;
     let steps = samples.windows(2).filter_map(|pair| match pair {
@@ -135,6 +147,17 @@ mod tests {
         assert!((forecast.per_second - 4.0 * MIB as f64).abs() < 1e-3);
         assert!(forecast.latest - forecast.soonest < 1e-3, "{forecast:?}");
         assert_eq!(forecast.samples, 30);
+    }
+
+    #[test]
+    fn a_leak_that_began_in_the_middle_is_told_of_while_there_is_time() {
+        let used = |at: u64| 300 * MIB + at.saturating_sub(27) * 4 * MIB;
+        let samples = each_second((0..60).map(used));
+        let forecast = exhaustion(&samples, 600 * MIB).unwrap();
+        assert!((forecast.seconds - 43.0).abs() < 2.0, "{forecast:?}");
+        assert_eq!(forecast.samples, LATEST);
+        // And not when it has hardly begun.
+        assert_eq!(exhaustion(&samples[..44], 600 * MIB), None);
     }
 
     #[test]
