@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 use vmm::{BalloonOrder, BalloonSpec, Outcome, VmSpec};
 
 use crate::daemon::Daemon;
@@ -273,6 +273,12 @@ fn the_policys_deflate_saves_a_guest_that_leaks() {
         log.contains("guest-oom-soon vm: the policy's deflate is done"),
         "{log}"
     );
+    // What the guest told is kept, so that the black box alone shows the trend.
+    let (_, seen) = daemon.ask("GET", "/observe?samples=1", &json!(null));
+    let seen: Value = serde_json::from_str(&seen).unwrap();
+    let samples = &seen["balloon_samples"][0]["samples"];
+    let rows = samples["rows"].as_array().map_or(0, Vec::len);
+    assert!(rows >= 60, "{rows} rows of {samples}");
     let told = log.lines().find(|line| line.contains("guest-oom-soon"));
     println!("{}", told.unwrap_or_default());
     assert_eq!(daemon.finish().code(), Some(0), "{log}");

@@ -14,7 +14,7 @@ use crate::machine::facts::MachineBlock;
 use crate::vcpu::counters::VcpuBlock;
 use crate::watcher::kicks::KickBlock;
 use crate::watcher::kvm_table::{KvmVcpuBlock, KvmVmBlock};
-use crate::watcher::samples::{MachineRing, QueueRing, VcpuRing};
+use crate::watcher::samples::{BalloonRing, MachineRing, QueueRing, VcpuRing};
 
 /// Every kind, one a line. What is not here is not in `docs/metrics.md`.
 pub const SECTIONS: &[SectionKind] = &[
@@ -43,6 +43,7 @@ pub const SECTIONS: &[SectionKind] = &[
     SectionKind::of::<MachineRing>(),
     SectionKind::of::<VcpuRing>(),
     SectionKind::of::<QueueRing>(),
+    SectionKind::of::<BalloonRing>(),
 ];
 
 #[cfg(test)]

@@ -408,7 +408,11 @@ fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
     let alone = balloon + usize::from(spec.entropy.is_some()) + sockets;
     let queues = of_drives.sum::<usize>() + 2 * spec.networks.len() + alone;
     let vcpus = usize::from(spec.vcpus);
-    let samples = room(Samples::section_bytes(vcpus, queues));
+    let samples = room(Samples::section_bytes(
+        vcpus,
+        queues,
+        usize::from(spec.balloon.is_some()),
+    ));
     let bytes = FIXED + vcpus * EACH_VCPU + queues * EACH_QUEUE + samples;
     let meta = Meta {
         vm_id: spec.id.clone(),

@@ -9,7 +9,7 @@ use crate::schema::{FieldKind, Unit};
 
 /// By kind of section, the fields that have a place in the report; all others are shown by name in a
 /// table at its end. For the test that they are those that are written.
-pub const SHOWN: [(&str, &[&str]); 17] = [
+pub const SHOWN: [(&str, &[&str]); 18] = [
     (
         "vcpu",
         &[
@@ -190,6 +190,7 @@ pub const SHOWN: [(&str, &[&str]); 17] = [
     ("samples", &["samples"]),
     ("vcpu_samples", &["samples"]),
     ("queue_samples", &["samples"]),
+    ("balloon_samples", &["samples"]),
 ];
 
 pub(super) fn show(scene: &Scene<'_>, all: bool, page: &mut Page) {

@@ -37,6 +37,7 @@ fn subject(section: &SectionView) -> String {
         "samples" => "machine".to_owned(),
         "vcpu_samples" => format!("vCPU {}", instance(section)),
         "queue_samples" => format!("queue {}", instance(section)),
+        "balloon_samples" => "guest's memory".to_owned(),
         _ => section.name.clone(),
     }
 }

@@ -6,8 +6,8 @@
 //! process, one load each. A tick allocates nothing and takes no lock. What a host does not tell
 //! is 0, as in the section that it comes from.
 //!
-//! A ring has [`ROWS`] rows, five minutes: 52 KiB for the machine, 23 KiB for each vCPU and 14 KiB
-//! for each queue (`docs/blackbox.md`).
+//! A ring has [`ROWS`] rows, five minutes: 52 KiB for the machine, 23 KiB for each vCPU, 14 KiB for
+//! each queue and 26 KiB for a balloon (`docs/blackbox.md`).
 
 use std::mem::offset_of;
 
@@ -133,6 +133,20 @@ const QUEUE: [Number; 5] = [
     Number(level("oldest", Ns, "How long the oldest request in flight has been there; 0 if none is."), "queue/", "oldest_since", Take::Age),
 ];
 
+#[rustfmt::skip]
+const BALLOON: [Number; 10] = [
+    Number(level("statistics_age", Ns, "How old the guest's statistics were; 0 if it had sent none."), "balloon", "statistics_at", Take::Age),
+    Number(level("actual", Bytes, "How large the balloon is, as the guest's driver says."), "balloon", "actual", Take::Value),
+    Number(level("total_memory", Bytes, "All memory that the guest knows of."), "balloon", "total_memory", Take::Value),
+    Number(level("available_memory", Bytes, "What new programs of the guest could have without swapping."), "balloon", "available_memory", Take::Value),
+    Number(counter("swap_in", Bytes, "Memory that the guest swapped in."), "balloon", "swap_in", Take::Value),
+    Number(counter("swap_out", Bytes, "Memory that the guest swapped out."), "balloon", "swap_out", Take::Value),
+    Number(counter("major_faults", Plain, "Page faults of the guest's programs that took a read from disk."), "balloon", "major_faults", Take::Value),
+    Number(counter("alloc_stall", Plain, "Times that a program of the guest waited to get memory."), "balloon", "alloc_stall", Take::Value),
+    Number(counter("direct_scan", Bytes, "Memory that the guest's programs looked through to get some."), "balloon", "direct_scan", Take::Value),
+    Number(counter("oom_kill", Plain, "Processes that the guest killed for want of memory."), "balloon", "oom_kill", Take::Value),
+];
+
 /// A section that is one series.
 macro_rules! ring {
     ($(#[$help:meta])* $name:ident, $kind:literal, $instance:expr, $table:ident) => {
@@ -179,6 +193,11 @@ ring!(
 ring!(
     /// A virtqueue.
     QueueRing, "queue_samples", &["device", "queue"], QUEUE
+);
+
+ring!(
+    /// The guest's memory, as it tells by its balloon.
+    BalloonRing, "balloon_samples", &[], BALLOON
 );
 
 trait Ring: Section {
@@ -264,11 +283,12 @@ pub struct Samples {
     machine: Sampler<MachineRing>,
     vcpus: Vec<Sampler<VcpuRing>>,
     queues: Vec<Sampler<QueueRing>>,
+    balloon: Option<Sampler<BalloonRing>>,
 }
 
 impl Samples {
-    /// Places a ring for the machine, and one for each vCPU and queue that has a section by now,
-    /// as those have that the numbers come from.
+    /// Places a ring for the machine, and one for each vCPU, each queue and a balloon with statistics
+    /// that has a section by now, as those have that the numbers come from.
     ///
     /// # Errors
     /// [`BlackBoxError::Full`].
@@ -287,10 +307,16 @@ impl Samples {
         let queues = queues
             .iter()
             .map(|queue| Sampler::place(black_box, queue, &QUEUE, rows));
+        let queues = queues.collect::<Result<_, _>>()?;
+        // Statistics are there from the start or never.
+        let interval = black_box.probe("balloon", "interval");
+        let tells = interval.is_some_and(|interval| interval.value() > 0);
+        let balloon = tells.then(|| Sampler::place(black_box, "", &BALLOON, rows));
         Ok(Samples {
             machine,
             vcpus,
-            queues: queues.collect::<Result<_, _>>()?,
+            queues,
+            balloon: balloon.transpose()?,
         })
     }
 
@@ -301,12 +327,14 @@ impl Samples {
         self.machine.sample(at, clock);
         self.vcpus.iter().for_each(|vcpu| vcpu.sample(at, clock));
         self.queues.iter().for_each(|queue| queue.sample(at, clock));
+        self.balloon.iter().for_each(|one| one.sample(at, clock));
     }
 
     /// What the rings of a VM take in its black box, for [`BlackBox::capacity_for`].
-    pub const fn section_bytes(vcpus: usize, queues: usize) -> usize {
+    pub const fn section_bytes(vcpus: usize, queues: usize, balloons: usize) -> usize {
         BlackBox::section_bytes::<MachineRing>()
             + vcpus * BlackBox::section_bytes::<VcpuRing>()
             + queues * BlackBox::section_bytes::<QueueRing>()
+            + balloons * BlackBox::section_bytes::<BalloonRing>()
     }
 }

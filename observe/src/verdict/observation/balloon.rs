@@ -5,6 +5,8 @@ use crate::reader::Snapshot;
 
 /// Statistics that are kept: a minute of them, where one comes each second.
 const KEPT: usize = 60;
+/// The guest is asked once a second at most: moments closer together are of the same statistics.
+const SAME_NS: u64 = 100_000_000;
 /// `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`.
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 
@@ -28,8 +30,8 @@ pub struct BalloonSeen {
     pub deflates_on_oom: bool,
     /// How often the guest is asked for statistics; 0 if never.
     pub interval_ns: u64,
-    /// The last statistics, oldest first. A snapshot has the newest alone; the
-    /// [`Engine`](crate::verdict::Engine) remembers those before.
+    /// The last statistics, oldest first: those that the black box keeps, and of one that keeps none
+    /// what the [`Engine`](crate::verdict::Engine) remembers.
     pub history: Vec<Sampled<GuestMemory>>,
 }
 
@@ -82,7 +84,12 @@ impl BalloonSeen {
         let at_ns = moment("statistics_at");
         // Without these two nothing follows from the rest.
         let is_known = at_ns > 0 && is_told(5) && is_told(6);
-        let sample = Sampled { at_ns, value: now };
+        let mut history = kept(snapshot).unwrap_or_default();
+        if is_known {
+            history.retain(|sample| sample.at_ns.saturating_add(SAME_NS) < at_ns);
+            history.push(Sampled { at_ns, value: now });
+        }
+        history.drain(..history.len().saturating_sub(KEPT));
         Some(BalloonSeen {
             target_bytes: of("target"),
             actual_bytes: of("actual"),
@@ -90,21 +97,60 @@ impl BalloonSeen {
             has_driver: of("features") != 0,
             deflates_on_oom: of("features") & DEFLATE_ON_OOM != 0,
             interval_ns: of("interval"),
-            history: is_known.then_some(sample).into_iter().collect(),
+            history,
         })
     }
 
     /// Puts what was seen before in front of what is seen now.
     pub(in crate::verdict) fn goes_on(&mut self, before: Option<&BalloonSeen>) {
-        let Some(newest) = self.history.first().copied() else {
+        let Some(oldest) = self.history.first().map(|sample| sample.at_ns) else {
             return;
         };
         let before = before.map_or(&[][..], |before| &before.history);
-        let older = before.iter().filter(|sample| sample.at_ns < newest.at_ns);
+        let older = before.iter().filter(|sample| sample.at_ns < oldest);
         let mut history: Vec<_> = older.copied().collect();
-        history.push(newest);
+        history.append(&mut self.history);
         let beyond = history.len().saturating_sub(KEPT);
         history.drain(..beyond);
         self.history = history;
     }
+}
+
+/// The statistics of the last minute that the black box keeps, oldest first. A row is written each
+/// second, also when no statistics came since the row before.
+fn kept(snapshot: &Snapshot) -> Option<Vec<Sampled<GuestMemory>>> {
+    let samples = snapshot.section("balloon_samples")?.series("samples")?;
+    let place = |name| samples.place(name);
+    let (at, age) = (place("at")?, place("statistics_age")?);
+    let (total, available) = (place("total_memory")?, place("available_memory")?);
+    let (actual, oom_kill) = (place("actual")?, place("oom_kill")?);
+    let (swap_in, swap_out) = (place("swap_in")?, place("swap_out")?);
+    let (major_faults, stalls) = (place("major_faults")?, place("alloc_stall")?);
+    let direct_scan = place("direct_scan")?;
+    let mut history: Vec<Sampled<GuestMemory>> = Vec::new();
+    for row in &samples.rows {
+        let of = |place: usize| row.get(place).copied().unwrap_or(0);
+        // Without the two amounts nothing follows from the rest.
+        if of(age) == 0 || of(total) == 0 || of(available) == 0 {
+            continue;
+        }
+        let now_ns = snapshot.header.clock.monotonic_of(of(at));
+        let at_ns = now_ns.saturating_sub(of(age));
+        let is_new = |last: &Sampled<GuestMemory>| at_ns > last.at_ns.saturating_add(SAME_NS);
+        if !history.last().is_none_or(is_new) {
+            continue;
+        }
+        let value = GuestMemory {
+            total_bytes: of(total),
+            available_bytes: of(available),
+            balloon_bytes: of(actual),
+            swapped_bytes: of(swap_in).saturating_add(of(swap_out)),
+            major_faults: of(major_faults),
+            stalls: of(stalls),
+            direct_scan_bytes: of(direct_scan),
+            oom_kills: of(oom_kill),
+        };
+        history.push(Sampled { at_ns, value });
+    }
+    Some(history)
 }

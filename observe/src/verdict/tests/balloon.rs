@@ -1,6 +1,8 @@
 //! What the guest tells of its own memory.
 
 use super::*;
+use crate::clock::Clock;
+use crate::series::{Column, Series};
 use crate::verdict::observation::{BalloonSeen, GuestMemory, Sampled};
 
 const MIB: u64 = 1 << 20;
@@ -174,4 +176,126 @@ fn the_engine_keeps_the_last_minute_and_no_sample_twice() {
         before = now;
     }
     assert_eq!(before.history.len(), 60);
+}
+
+#[repr(C)]
+struct Balloon {
+    statistics_at: Gauge,
+    statistics_present: Gauge,
+    total_memory: Gauge,
+    available_memory: Gauge,
+}
+
+// SAFETY: repr(C), gauges only.
+#[allow(unsafe_code)]
+unsafe impl Section for Balloon {
+    const KIND: &'static str = "balloon";
+    const INSTANCE: &'static [&'static str] = &[];
+    const FIELDS: &'static [Field] = &[
+        Field::gauge(
+            "statistics_at",
+            Unit::Ticks,
+            offset_of!(Balloon, statistics_at),
+            ".",
+        ),
+        Field::gauge(
+            "statistics_present",
+            Unit::None,
+            offset_of!(Balloon, statistics_present),
+            ".",
+        ),
+        Field::gauge(
+            "total_memory",
+            Unit::Bytes,
+            offset_of!(Balloon, total_memory),
+            ".",
+        ),
+        Field::gauge(
+            "available_memory",
+            Unit::Bytes,
+            offset_of!(Balloon, available_memory),
+            ".",
+        ),
+    ];
+}
+
+#[repr(C)]
+struct Kept {
+    samples: Series<11, 300>,
+}
+
+const fn number(name: &'static str) -> Column {
+    Column::level(name, Unit::None, ".")
+}
+
+// SAFETY: repr(C), a series only.
+#[allow(unsafe_code)]
+unsafe impl Section for Kept {
+    const KIND: &'static str = "balloon_samples";
+    const INSTANCE: &'static [&'static str] = &[];
+    const FIELDS: &'static [Field] = &[Field::series::<11, 300>(
+        "samples",
+        offset_of!(Kept, samples),
+        &[
+            Column::level("at", Unit::Ticks, "."),
+            Column::level("statistics_age", Unit::Nanoseconds, "."),
+            number("actual"),
+            number("total_memory"),
+            number("available_memory"),
+            number("swap_in"),
+            number("swap_out"),
+            number("major_faults"),
+            number("alloc_stall"),
+            number("direct_scan"),
+            number("oom_kill"),
+        ],
+        ".",
+    )];
+}
+
+/// Statistics every other second, a row each second, and the newest ones in the balloon's section.
+#[test]
+fn a_black_box_alone_has_the_statistics_of_the_last_minute() {
+    let meta = Meta {
+        vm_id: "t".to_owned(),
+        version: String::new(),
+    };
+    let mut black_box = BlackBox::anonymous(1 << 20, &meta).unwrap();
+    let block: Block<Balloon> = black_box.section("balloon", &[]).unwrap();
+    let kept: Block<Kept> = black_box.section("balloon_samples", &[]).unwrap();
+    let clock = Clock::process();
+    let second = (u128::from(S) << 32) / u128::from(clock.anchor().0);
+    let now = clock.ticks();
+    let at = |ago: u64| now - ago * second as u64;
+    // None yet; then from 41 s ago to 1 s ago; the row of now has those of a second ago.
+    for ago in (0..50u64).rev() {
+        let age = if ago > 41 { 0 } else { (ago + 1) % 2 * S + 1 };
+        let told = 300 * MIB - (50 - ago) / 2 * MIB;
+        let row = [at(ago), age, 7, 512 * MIB, told, 3, 4, 5, 6, 8, 9];
+        kept.samples.push(row);
+    }
+    let seen = || Observation::of(&snapshot(&black_box)).balloon.unwrap();
+    let history = seen().history;
+    assert_eq!(history.len(), 21, "{history:?}");
+    let last = history.last().unwrap().value;
+    assert_eq!((last.total_bytes, last.balloon_bytes), (512 * MIB, 7));
+    assert_eq!((last.swapped_bytes, last.major_faults), (7, 5));
+    assert_eq!((last.stalls, last.direct_scan_bytes), (6, 8));
+    assert_eq!(last.oom_kills, 9);
+    let gaps = history.windows(2).map(|two| two[1].at_ns - two[0].at_ns);
+    assert!(
+        gaps.clone().all(|gap| gap.abs_diff(2 * S) < S / 100),
+        "{:?}",
+        gaps.collect::<Vec<_>>()
+    );
+    // Newer ones that no row has yet come after them, the same ones come once.
+    block.statistics_present.set(1 << 5 | 1 << 6);
+    block.total_memory.set(512 * MIB);
+    block.available_memory.set(100 * MIB);
+    block.statistics_at.set(at(1));
+    assert_eq!(seen().history.len(), 21);
+    block.statistics_at.set(now);
+    let history = seen().history;
+    assert_eq!(history.len(), 22);
+    assert_eq!(history[21].value.available_bytes, 100 * MIB);
 }
