@@ -218,6 +218,92 @@ fn a_line_has_what_came_since_the_line_before() {
     assert!(first["utc_timestamp_ms"].as_u64().unwrap() > 1_600_000_000_000);
 }
 
+#[repr(C)]
+struct Sockets {
+    by_guest: Counter,
+    by_host: Counter,
+}
+
+// SAFETY: repr(C), cells only.
+#[allow(unsafe_code)]
+unsafe impl Section for Sockets {
+    const KIND: &'static str = "vsock";
+    const INSTANCE: &'static [&'static str] = &["device"];
+    #[rustfmt::skip]
+    const FIELDS: &'static [Field] = &[
+        Field::counter("opened_by_guest", Unit::None, 0, "."),
+        Field::counter("opened_by_host", Unit::None, 8, "."),
+    ];
+}
+
+#[repr(C)]
+struct Balloon {
+    reported: Counter,
+    hinted: Counter,
+}
+
+// SAFETY: repr(C), cells only.
+#[allow(unsafe_code)]
+unsafe impl Section for Balloon {
+    const KIND: &'static str = "balloon";
+    const INSTANCE: &'static [&'static str] = &[];
+    #[rustfmt::skip]
+    const FIELDS: &'static [Field] = &[
+        Field::counter("reported", Unit::Bytes, 0, "."),
+        Field::counter("hinted", Unit::Bytes, 8, "."),
+    ];
+}
+
+/// Sockets have operations of the same names as an interface and are none.
+#[test]
+fn balloon_and_sockets_have_their_own_groups() {
+    let machine = fake();
+    let owned = |names: [&str; 3]| names.map(ToOwned::to_owned);
+    let place = |name: &str, operations: [&str; 3]| -> Block<Disk> {
+        let mut black_box = machine.black_box.lock().unwrap();
+        let labels = [("operation", &owned(operations)[..])];
+        black_box.section(name, &labels).unwrap()
+    };
+    let device = place("device/balloon", ["inflate", "report", "hint"]);
+    let packets = place("device/vsock", ["rx", "tx", "other"]);
+    let (balloon, sockets): (Block<Balloon>, Block<Sockets>) = {
+        let mut black_box = machine.black_box.lock().unwrap();
+        (
+            black_box.section("balloon", &[]).unwrap(),
+            black_box.section("vsock/vsock", &[]).unwrap(),
+        )
+    };
+    for (row, count) in [(0, 3), (1, 5), (2, 7)] {
+        device.operations[row].add(count);
+    }
+    balloon.reported.add(8192);
+    balloon.hinted.add(4096);
+    packets.operations[0].add(11);
+    packets.bytes[1].add(13);
+    sockets.by_guest.add(1);
+    sockets.by_host.add(2);
+    let snapshot = machine.snapshot().unwrap();
+    let devices = values::devices(&snapshot);
+    let groups: Vec<&str> = devices.iter().map(|device| &*device.group).collect();
+    assert_eq!(groups, ["block_rootfs"]);
+    let mut totals = Totals::default();
+    values::gather(&snapshot, &devices, &mut totals);
+    let line = totals.line(&Totals::default(), &devices);
+    for (group, key, number) in [
+        ("balloon", "inflate_count", 3),
+        ("balloon", "free_page_report_count", 5),
+        ("balloon", "free_page_hint_count", 7),
+        ("balloon", "free_page_report_freed", 8192),
+        ("balloon", "free_page_hint_freed", 4096),
+        ("vsock", "rx_packets_count", 11),
+        ("vsock", "tx_bytes_count", 13),
+        ("vsock", "conns_added", 3),
+        ("net", "rx_packets_count", 0),
+    ] {
+        assert_eq!(line[group][key], number, "{group} {key}");
+    }
+}
+
 #[test]
 fn every_line_has_every_group() {
     let line = Totals::default().line(&Totals::default(), &[]);

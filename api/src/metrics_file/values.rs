@@ -6,16 +6,20 @@ use vmm::observe::reader::{HistogramView, SectionView, Snapshot};
 
 use super::keys::{Device, DeviceKind, Latency, Totals};
 
-/// Operations that only drives have, and that only interfaces have.
-const TELLING: [(&str, DeviceKind); 2] = [("flush", DeviceKind::Block), ("rx", DeviceKind::Net)];
+/// What only drives have, and what only interfaces have: a column and one of its rows.
+const TELLING: [(&str, &str, DeviceKind); 2] = [
+    ("operations", "flush", DeviceKind::Block),
+    ("drops", "tx_no_tap", DeviceKind::Net),
+];
 
 /// The devices with groups of their own, in the order in which they were made.
 pub fn devices(snapshot: &Snapshot) -> Vec<Device> {
     let sections = snapshot.of_kind("device");
     let devices = sections.filter_map(|section| {
         let (_, name) = section.instance.first()?;
-        let has = |operation: &str| section.row_names("operations").any(|row| row == operation);
-        let (_, kind) = TELLING.into_iter().find(|(operation, _)| has(operation))?;
+        let has = |field, row: &str| section.row_names(field).any(|name| name == row);
+        let mut known = TELLING.into_iter();
+        let (_, _, kind) = known.find(|(field, row, _)| has(*field, row))?;
         // A name that was taken already has the kind before it.
         let group = match kind {
             DeviceKind::Block => format!("block_{}", name.strip_prefix("drive-").unwrap_or(name)),
@@ -50,6 +54,12 @@ pub fn gather(snapshot: &Snapshot, devices: &[Device], totals: &mut Totals) {
         totals.count("entropy", "entropy_event_count", count("operations"));
         totals.count("entropy", "entropy_bytes", count("operation"));
         totals.count("entropy", "host_rng_fails", count("operation_errors"));
+    }
+    if let Some(balloon) = snapshot.section("balloon") {
+        add_balloon(snapshot, balloon, totals);
+    }
+    for sockets in snapshot.of_kind("vsock") {
+        add_vsock(snapshot, sockets, totals);
     }
     for device in devices {
         let groups = match device.kind {
@@ -187,4 +197,74 @@ fn add_net(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) {
     totals.count(group, "tx_malformed_frames", malformed);
     let refused = dropped("tx_refused") + dropped("tx_no_tap");
     totals.count(group, "tap_write_fails", refused);
+}
+
+/// Firecracker counts times that a queue had something; here they are the requests themselves.
+fn add_balloon(snapshot: &Snapshot, balloon: &SectionView, totals: &mut Totals) {
+    let is_balloon = |device: &&SectionView| {
+        let mut operations = device.row_names("operations");
+        operations.any(|operation| operation == "inflate")
+    };
+    let device = snapshot.of_kind("device").find(is_balloon);
+    for (operation, key) in [
+        ("inflate", "inflate_count"),
+        ("deflate", "deflate_count"),
+        ("statistics", "stats_updates_count"),
+        ("report", "free_page_report_count"),
+        ("hint", "free_page_hint_count"),
+    ] {
+        totals.count("balloon", key, row(device, "operations", operation));
+    }
+    for (operation, key) in [
+        ("inflate", "event_fails"),
+        ("deflate", "event_fails"),
+        ("statistics", "stats_update_fails"),
+        ("report", "free_page_report_fails"),
+        ("hint", "free_page_hint_fails"),
+    ] {
+        totals.count("balloon", key, row(device, "operation_errors", operation));
+    }
+    for (field, key) in [
+        ("reported", "free_page_report_freed"),
+        ("hinted", "free_page_hint_freed"),
+    ] {
+        let bytes = balloon.counter(field).unwrap_or(0);
+        totals.count("balloon", key, bytes);
+    }
+}
+
+fn add_vsock(snapshot: &Snapshot, sockets: &SectionView, totals: &mut Totals) {
+    let Some((_, name)) = sockets.instance.first() else {
+        return;
+    };
+    let device = snapshot.section(&format!("device/{name}"));
+    for (operation, index, packets, bytes, kicks, fails) in [
+        (
+            "rx",
+            "0",
+            "rx_packets_count",
+            "rx_bytes_count",
+            "rx_queue_event_count",
+            "rx_read_fails",
+        ),
+        (
+            "tx",
+            "1",
+            "tx_packets_count",
+            "tx_bytes_count",
+            "tx_queue_event_count",
+            "tx_write_fails",
+        ),
+    ] {
+        let of = |field| row(device, field, operation);
+        totals.count("vsock", packets, of("operations"));
+        totals.count("vsock", bytes, of("operation"));
+        totals.count("vsock", fails, of("operation_errors"));
+        let queue = snapshot.section(&format!("queue/{name}/{index}"));
+        let kicked = queue.and_then(|queue| queue.counter("kicks"));
+        totals.count("vsock", kicks, kicked.unwrap_or(0));
+    }
+    let count = |field| sockets.counter(field).unwrap_or(0);
+    let added = count("opened_by_guest").saturating_add(count("opened_by_host"));
+    totals.count("vsock", "conns_added", added);
 }
