@@ -13,6 +13,7 @@
     clippy::arithmetic_side_effects
 )]
 
+mod balloon;
 mod console;
 mod devices;
 mod diagnosis;
@@ -158,6 +159,7 @@ fn page(snapshot: &Snapshot, options: Options) -> Page {
     summary::show(&scene, &mut page);
     vcpus::show(&scene, &mut page);
     devices::show(&scene, &mut page);
+    balloon::show(&scene, &mut page);
     threads::show(&scene, &mut page);
     console::show(&scene, &mut page);
     host::show(&scene, &mut page);

@@ -9,7 +9,7 @@ use crate::schema::{FieldKind, Unit};
 
 /// By kind of section, the fields that have a place in the report; all others are shown by name in a
 /// table at its end. For the test that they are those that are written.
-pub const SHOWN: [(&str, &[&str]); 18] = [
+pub const SHOWN: [(&str, &[&str]); 19] = [
     (
         "vcpu",
         &[
@@ -191,6 +191,47 @@ pub const SHOWN: [(&str, &[&str]); 18] = [
     ("vcpu_samples", &["samples"]),
     ("queue_samples", &["samples"]),
     ("balloon_samples", &["samples"]),
+    (
+        "balloon",
+        &[
+            "target",
+            "target_set_at",
+            "interval",
+            "actual",
+            "actual_changed_at",
+            "features",
+            "inflated",
+            "deflated",
+            "reported",
+            "hinted",
+            "discarded",
+            "kept",
+            "refused_outside",
+            "refused_repeated",
+            "refused_excess",
+            "statistics",
+            "statistics_unknown",
+            "statistics_at",
+            "statistics_present",
+            "hinting_runs",
+            "swap_in",
+            "swap_out",
+            "major_faults",
+            "minor_faults",
+            "free_memory",
+            "total_memory",
+            "available_memory",
+            "disk_caches",
+            "hugetlb_allocations",
+            "hugetlb_failures",
+            "oom_kill",
+            "alloc_stall",
+            "async_scan",
+            "direct_scan",
+            "async_reclaim",
+            "direct_reclaim",
+        ],
+    ),
 ];
 
 pub(super) fn show(scene: &Scene<'_>, all: bool, page: &mut Page) {

@@ -1,3 +1,4 @@
+mod balloon;
 mod diagnosis;
 mod samples;
 mod toys;
