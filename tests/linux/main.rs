@@ -30,6 +30,7 @@ mod policy;
 mod rng;
 mod stuck;
 mod trace;
+mod vsock;
 
 use std::path::PathBuf;
 use std::time::Duration;
