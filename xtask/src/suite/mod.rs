@@ -221,7 +221,7 @@ fn guests(name: &'static str, sets: &[Set], here: bool, filter: Option<&str>) ->
     let linux = sets.contains(&Set::Linux);
     let mut arguments = vec!["--test-threads=1".to_owned()];
     arguments.extend(filter.map(str::to_owned));
-    let limit = Duration::from_secs(if linux { 2700 } else { 900 });
+    let limit = Duration::from_secs(if linux { 3300 } else { 900 });
     say("test", format!("{name}: running, on {} ...", row.place));
     let mut tally = Tally::new(std::io::stdout());
     let end = if here {
