@@ -166,9 +166,9 @@ pub const ALL: &[Scenario] = &[
             // What the guest was given by then is no more than the limit allows.
             let told = found.number("limited_percent");
             let requests = || {
-                found
-                    .stage
-                    .metric("vitrine_queue_requests_total{device=\"disk\",queue=\"0\"}")
+                found.stage.metric(
+                    "vitrine_queue_requests_total{vm=\"scenario\",device=\"disk\",queue=\"0\"}",
+                )
             };
             let (from, before) = (std::time::Instant::now(), requests());
             std::thread::sleep(Duration::from_secs(2));
