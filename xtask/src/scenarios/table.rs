@@ -25,6 +25,9 @@ pub const HEALTHY_HEAD: &[&str] = &[
     "result",
 ];
 
+/// Characters of a cell at most.
+const CELL: usize = 200;
+
 /// A writer that keeps rows and hands everything else on.
 pub struct Table<W: Write> {
     through: W,
@@ -66,7 +69,7 @@ impl<W: Write> Table<W> {
         let mut columns = text.trim_end_matches('\r').split('\t');
         match columns.next() {
             Some("row") => {
-                let row: Vec<String> = columns.map(str::to_owned).collect();
+                let row: Vec<String> = columns.map(short).collect();
                 let _ = writeln!(
                     self.through,
                     "scenarios: {}: {}",
@@ -114,6 +117,16 @@ impl<W: Write> Table<W> {
     }
 }
 
+/// A cell of the table. What failed may come with a whole log, which has passed by before.
+fn short(cell: &str) -> String {
+    let mut chars = cell.chars();
+    let mut short: String = chars.by_ref().take(CELL).collect();
+    if chars.next().is_some() {
+        short.push_str(" ...");
+    }
+    short
+}
+
 impl<W: Write> Write for Table<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         for byte in bytes {
@@ -152,6 +165,17 @@ mod tests {
         assert!(!table.is_empty());
         let passed = String::from_utf8(table.through).unwrap_or_default();
         assert_eq!(passed, "noise\nscenarios: a: pass\n");
+    }
+
+    #[test]
+    fn a_cell_with_a_whole_log_is_cut() {
+        let mut table = Table::new(HEALTHY_HEAD, Vec::new());
+        let log = "x".repeat(100_000);
+        let row = format!("row\tidle\t6.12\t60\t59\tnone\tFAIL: {log}\n");
+        assert!(table.write_all(row.as_bytes()).is_ok());
+        let text = table.text();
+        assert!(text.contains("FAIL: xxx") && text.trim_end().ends_with("x ..."));
+        assert!(text.len() < 1000, "{}", text.len());
     }
 
     #[test]
