@@ -31,6 +31,7 @@ mod top;
 mod vcpus;
 
 use crate::reader::{Ended, Snapshot};
+pub use balloon::STATISTICS as BALLOON_STATISTICS;
 pub use diagnosis::{is_certain, render_diagnosis};
 use page::Page;
 pub use rest::SHOWN as SHOWN_FIELDS;

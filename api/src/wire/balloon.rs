@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vmm::BalloonSpec;
 use vmm::observe::reader::{SectionView, Snapshot};
+use vmm::observe::report::BALLOON_STATISTICS;
 
 /// Bytes of a page of the balloon.
 const PAGE_BYTES: u64 = 4096;
@@ -76,26 +77,6 @@ pub struct HintingStatusWire {
     pub guest_cmd: Option<u64>,
 }
 
-/// The names of the statistics, by tag; fields of the black box have the same.
-pub const STATISTICS: [&str; 16] = [
-    "swap_in",
-    "swap_out",
-    "major_faults",
-    "minor_faults",
-    "free_memory",
-    "total_memory",
-    "available_memory",
-    "disk_caches",
-    "hugetlb_allocations",
-    "hugetlb_failures",
-    "oom_kill",
-    "alloc_stall",
-    "async_scan",
-    "direct_scan",
-    "async_reclaim",
-    "direct_reclaim",
-];
-
 /// Answer of GET /balloon/statistics. What the guest does not tell is left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BalloonStatisticsWire {
@@ -117,11 +98,14 @@ impl BalloonStatisticsWire {
         let balloon = section(snapshot)?;
         let (target, actual) = (balloon.gauge("target")?, balloon.gauge("actual")?);
         let present = balloon.gauge("statistics_present")?;
-        let told = STATISTICS.iter().enumerate().filter_map(|(tag, name)| {
-            let is_there = present >> tag & 1 == 1;
-            let value = is_there.then(|| balloon.gauge(name)).flatten()?;
-            Some(((*name).to_owned(), value.into()))
-        });
+        let told = BALLOON_STATISTICS
+            .iter()
+            .enumerate()
+            .filter_map(|(tag, name)| {
+                let is_there = present >> tag & 1 == 1;
+                let value = is_there.then(|| balloon.gauge(name)).flatten()?;
+                Some(((*name).to_owned(), value.into()))
+            });
         Some(BalloonStatisticsWire {
             target_pages: target / PAGE_BYTES,
             actual_pages: actual / PAGE_BYTES,

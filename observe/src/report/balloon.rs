@@ -9,8 +9,9 @@ use crate::schema::Unit;
 /// `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`.
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 
-/// What the guest's statistics are called, by their tags (virtio 1.2, 5.5.6.4).
-pub(super) const STATISTICS: [&str; 16] = [
+/// What the guest's statistics are called, by their tags (virtio 1.2, 5.5.6.4): fields of the section
+/// `balloon`.
+pub const STATISTICS: [&str; 16] = [
     "swap_in",
     "swap_out",
     "major_faults",

@@ -1,15 +1,16 @@
 //! What the other parts of the report do not show: sections and fields of newer writers, and what
 //! tells little.
 
+use super::BALLOON_STATISTICS;
 use super::format::{amount, span};
 use super::page::{Page, Table};
 use super::scene::{Scene, doing};
 use crate::reader::{FieldView, SectionView, Value};
 use crate::schema::{FieldKind, Unit};
 
-/// By kind of section, the fields that have a place in the report; all others are shown by name in a
-/// table at its end. For the test that they are those that are written.
-pub const SHOWN: [(&str, &[&str]); 19] = [
+/// By kind of section, which may come twice, the fields that have a place in the report; all others
+/// are shown by name in a table at its end. For the test that they are those that are written.
+pub const SHOWN: [(&str, &[&str]); 20] = [
     (
         "vcpu",
         &[
@@ -214,24 +215,9 @@ pub const SHOWN: [(&str, &[&str]); 19] = [
             "statistics_at",
             "statistics_present",
             "hinting_runs",
-            "swap_in",
-            "swap_out",
-            "major_faults",
-            "minor_faults",
-            "free_memory",
-            "total_memory",
-            "available_memory",
-            "disk_caches",
-            "hugetlb_allocations",
-            "hugetlb_failures",
-            "oom_kill",
-            "alloc_stall",
-            "async_scan",
-            "direct_scan",
-            "async_reclaim",
-            "direct_reclaim",
         ],
     ),
+    ("balloon", &BALLOON_STATISTICS),
 ];
 
 pub(super) fn show(scene: &Scene<'_>, all: bool, page: &mut Page) {
@@ -264,8 +250,8 @@ pub(super) fn is_shown(kind: &str, field: &str) -> bool {
         "kvm_vcpu" => "kvm_vm",
         kind => kind,
     };
-    let shown = SHOWN.iter().find(|(known, _)| *known == kind);
-    shown.is_some_and(|(_, fields)| fields.contains(&field))
+    let mut shown = SHOWN.iter().filter(|(known, _)| *known == kind);
+    shown.any(|(_, fields)| fields.contains(&field))
 }
 
 fn is_zero(value: &Value) -> bool {
