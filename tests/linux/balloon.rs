@@ -186,11 +186,13 @@ fn freed_memory_is_reported_and_back_at_the_host_within_seconds() {
             guest.said().contains("FILLED=yes")
         });
         let freed = Instant::now();
-        // The guest's kernel reports a part of what is free every two seconds of its own.
-        let returned = || number(&guest, "reported") >= 250 * MIB;
+        // The guest's kernel reports a part of what is free every two seconds of its own. It may have
+        // reported all that was free before the file, so only the host's side tells.
+        let returned = || resident_mib() + 200 <= start;
         until("reported memory", &guest, PATIENCE, returned);
         let (after, took) = (resident_mib(), freed.elapsed());
-        assert!(after + 200 <= start, "{version}: {start} -> {after}");
+        let reported = number(&guest, "reported") / MIB;
+        assert!(reported >= 200, "{version}: {start} -> {after}, {reported}");
         // More may be reported now, and the two are not read at one instant.
         until("all that was reported", &guest, PATIENCE, || {
             number(&guest, "discarded") == number(&guest, "reported")

@@ -282,15 +282,16 @@ impl MutEventSubscriber for DeviceLoop {
         for queue in &mut self.queues {
             queue.begin_turn(now);
         }
+        if events.data() == WAKE {
+            // Read before the mailbox, so that a message sent meanwhile wakes the thread again; and
+            // before serving, so that a turn asked for meanwhile is not lost.
+            let _ = self.wake.read();
+        }
         // Messages first: a kick may belong to the activation that waits behind it.
         while let Ok(control) = self.mailbox.try_recv() {
             self.obey(control);
         }
         match events.data() {
-            WAKE => {
-                // Read before serving, so that a turn asked for meanwhile is not lost.
-                let _ = self.wake.read();
-            }
             data @ BACKENDS.. if self.serving() => {
                 let token = data - BACKENDS;
                 let ready = events.event_set();

@@ -156,3 +156,17 @@ fn a_kick_waits_from_when_the_thread_woke_while_others_are_served() {
     assert!(u128::from(most) < from.elapsed().as_nanos());
     machine.thread.stop(Duration::from_secs(5)).unwrap();
 }
+
+#[test]
+fn no_message_is_left_lying_that_comes_while_the_thread_wakes() {
+    let mut machine = Machine::new();
+    let mut driver = machine.attach(Rogue(Vice::None), 0x1_0000);
+    driver.start_plain(0);
+    for _ in 0..50_000 {
+        // The message may be read in the kick's turn, and the next one comes in its own. One that
+        // nobody woke the thread for would lie there until the deadline of `settle`.
+        driver.kick(0);
+        driver.settle(&machine.thread);
+    }
+    machine.thread.stop(Duration::from_secs(5)).unwrap();
+}
