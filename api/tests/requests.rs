@@ -239,11 +239,12 @@ fn drives_that_cannot_be_are_refused() {
         r#","rate_limiter":{"ops":{"size":0,"refill_time":0}}"#,
     )
     .is_204();
-    for (extra, name) in [
-        (r#","io_engine":"Async""#, "io_engine Async"),
-        (r#","socket":"/x""#, "socket"),
-    ] {
-        ask("/drives/d", extra).refuses(&[name, "not supported by this build"]);
+    ask("/drives/d", r#","socket":"/x""#).refuses(&["socket", "not supported by this build"]);
+    ask("/drives/d", r#","io_engine":"Fast""#).refuses(&["Fast", "Sync", "Async"]);
+    for engine in ["Async", "Sync"] {
+        ask("/drives/d", &format!(r#","io_engine":"{engine}""#)).is_204();
+        let config = server.ask("GET", "/vm/config", "").json();
+        assert_eq!(config["drives"][0]["io_engine"], engine);
     }
     ask(
         "/drives/d",

@@ -89,6 +89,7 @@ pub fn drive(id: &str, path: &Path) -> DriveSpec {
         root: false,
         partuuid: None,
         cache: vmm::Cache::Writeback,
+        engine: vmm::IoEngine::Sync,
         limiter: vmm::LimiterSpec::default(),
         queues: 1,
     }

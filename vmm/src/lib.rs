@@ -59,8 +59,8 @@ pub use observe;
 pub use sections::SECTIONS;
 pub use spec::{
     Backing, BalloonSpec, BlackBoxSpec, BootSpec, BucketSpec, Cache, DriveChange, DriveSpec,
-    EntropySpec, Entry, Judging, LimiterSpec, MAX_DRIVE_QUEUES, MemorySpec, NetSpec, SerialInput,
-    SerialOutput, SerialSpec, Unpack, VmSpec, VsockSpec,
+    EntropySpec, Entry, IoEngine, Judging, LimiterSpec, MAX_DRIVE_QUEUES, MemorySpec, NetSpec,
+    SerialInput, SerialOutput, SerialSpec, Unpack, VmSpec, VsockSpec,
 };
 pub use validate::SpecError;
 pub use vcpu::exit::ResetCause;

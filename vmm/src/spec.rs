@@ -10,7 +10,7 @@ use crate::watcher::judge::Limits;
 
 pub use crate::watcher::judge::Judging;
 pub use devices::virtio::blk::MAX_QUEUES as MAX_DRIVE_QUEUES;
-pub use devices::virtio::{BucketSpec, DriveChange, LimiterSpec};
+pub use devices::virtio::{BucketSpec, DriveChange, IoEngine, LimiterSpec};
 pub use memory::{Backing, MemorySpec};
 
 /// Most vCPUs of a VM.
@@ -116,6 +116,9 @@ pub struct DriveSpec {
     pub limiter: LimiterSpec,
     /// Its queues, 1 to [`MAX_DRIVE_QUEUES`]: with one a vCPU, no vCPU waits for another's lock.
     pub queues: u8,
+    /// How its requests are carried out. Where the host has no io_uring, `Async` is as `Sync`, and
+    /// [`crate::VmEvent::Device`] tells why.
+    pub engine: IoEngine,
 }
 
 /// Whether a guest's flush is carried out.

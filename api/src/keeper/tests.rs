@@ -333,6 +333,7 @@ fn a_drive_that_was_changed_is_so_in_the_next_run() {
             root: false,
             partuuid: None,
             cache: vmm::Cache::Unsafe,
+            engine: vmm::IoEngine::Sync,
             limiter: vmm::LimiterSpec {
                 bandwidth: bucket(5),
                 ops: None,

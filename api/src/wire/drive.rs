@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmm::{Cache, DriveChange, DriveSpec};
+use vmm::{Cache, DriveChange, DriveSpec, IoEngine};
 
 use super::{RateLimiterWire, WireError};
 
@@ -49,10 +49,10 @@ pub enum CacheTypeWire {
 /// `io_engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IoEngineWire {
-    /// Ordinary reads and writes.
+    /// One request after another, by ordinary reads and writes.
     #[default]
     Sync,
-    /// io_uring: not supported by this build.
+    /// Many requests at a time, by io_uring; as `Sync` where the host has none.
     Async,
 }
 
@@ -66,9 +66,6 @@ impl DriveWire {
         if self.socket.is_some() {
             return not_supported("socket (a vhost-user drive)");
         }
-        if self.io_engine == Some(IoEngineWire::Async) {
-            return not_supported("io_engine Async");
-        }
         let Some(path) = self.path_on_host.clone() else {
             return Err(WireError::Missing {
                 field: "path_on_host",
@@ -76,6 +73,7 @@ impl DriveWire {
             });
         };
         let cache_type = self.cache_type.unwrap_or_default();
+        let io_engine = self.io_engine.unwrap_or_default();
         let read_only = self.is_read_only.unwrap_or(false);
         let rate_limiter = self.rate_limiter.and_then(RateLimiterWire::tidy);
         let limiter = rate_limiter.as_ref().map(RateLimiterWire::spec);
@@ -91,12 +89,16 @@ impl DriveWire {
                 CacheTypeWire::Unsafe => Cache::Unsafe,
                 CacheTypeWire::Writeback => Cache::Writeback,
             },
+            engine: match io_engine {
+                IoEngineWire::Sync => IoEngine::Sync,
+                IoEngineWire::Async => IoEngine::Async,
+            },
         };
         let filled = DriveWire {
             cache_type: Some(cache_type),
             is_read_only: Some(read_only),
             rate_limiter,
-            io_engine: Some(IoEngineWire::Sync),
+            io_engine: Some(io_engine),
             ..self
         };
         Ok((filled, spec))

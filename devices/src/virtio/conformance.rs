@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::TransportKind;
 use super::balloon::counters::BalloonBlock;
 use super::balloon::{BalloonDevice, BalloonSpec};
-use super::blk::{BlockDevice, BlockSpec};
+use super::blk::{BlockDevice, BlockSpec, IoEngine};
 use super::device::{F_EVENT_IDX, F_VERSION_1};
 use super::limiter::LimiterSpec;
 use super::mock_driver::{
@@ -61,6 +61,14 @@ pub(super) mod tempdir {
 }
 
 fn disk(machine: &mut Machine, id: &str, rings: u64) -> Subject {
+    drive(machine, id, rings, IoEngine::Sync)
+}
+
+fn background_disk(machine: &mut Machine, id: &str, rings: u64) -> Subject {
+    drive(machine, id, rings, IoEngine::Async)
+}
+
+fn drive(machine: &mut Machine, id: &str, rings: u64, engine: IoEngine) -> Subject {
     let folder = tempdir::Folder::new();
     let path = folder.0.join("disk");
     std::fs::write(&path, vec![7u8; 64 * 512]).unwrap();
@@ -71,6 +79,7 @@ fn disk(machine: &mut Machine, id: &str, rings: u64) -> Subject {
         flush: true,
         limiter: LimiterSpec::default(),
         queues: 1,
+        engine,
     });
     let driver = machine.attach(device.unwrap(), rings);
     // A read of sector 0: the header at DATA is all zeros.
@@ -163,7 +172,14 @@ type Make = fn(&mut Machine, &str, u64) -> Subject;
 /// Each kind of device over each transport.
 fn everywhere() -> impl Iterator<Item = (Make, TransportKind)> {
     let kinds = [TransportKind::Mmio, TransportKind::Pci];
-    let makes = [disk as Make, interface, balloon, entropy, sockets];
+    let makes = [
+        disk as Make,
+        background_disk,
+        interface,
+        balloon,
+        entropy,
+        sockets,
+    ];
     kinds
         .into_iter()
         .flat_map(move |kind| makes.map(|make| (make, kind)))

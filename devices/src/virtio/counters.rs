@@ -181,6 +181,8 @@ pub struct DeviceBlock {
     pub last_error_operation: Gauge,
     /// Where on the disk it did; 0 for operations that have no place.
     pub last_error_sector: Gauge,
+    /// How a drive works: an [`super::IoEngine`] by number; 0 for other devices.
+    pub io_engine: Gauge,
 }
 
 const OPERATION_STRIDE: usize = size_of::<OperationCounters>();
@@ -211,6 +213,7 @@ unsafe impl Section for DeviceBlock {
         Field::histogram("operation_latency", Unit::Nanoseconds, offset_of!(DeviceBlock, latency), "From taking a request to giving it back.").column(MAX_OPERATIONS, size_of::<Histogram>(), "operation"),
         Field::gauge("last_error_operation", Unit::None, offset_of!(DeviceBlock, last_error_operation), "The number of the kind of operation that the last error of the host's kernel met."),
         Field::gauge("last_error_sector", Unit::None, offset_of!(DeviceBlock, last_error_sector), "The disk's sector at which it did; 0 for operations that have none."),
+        Field::gauge("io_engine", Unit::None, offset_of!(DeviceBlock, io_engine), "How a drive carries requests out: 1 is Sync, 2 Async (io_uring); 0 for other devices."),
     ];
 }
 

@@ -56,6 +56,11 @@ pub trait VirtioDevice: Send {
     /// Asked once, before the device is attached.
     fn profile(&self) -> DeviceProfile;
 
+    /// The device has come to its I/O thread; nothing else is called before.
+    fn attached(&mut self, queues: &mut [QueueRunner]) {
+        let _ = queues;
+    }
+
     /// The driver set DRIVER_OK, having accepted `features`. The queues are set up; those that
     /// the driver left out give nothing.
     ///
@@ -84,6 +89,31 @@ pub trait VirtioDevice: Send {
         let _ = (token, events, queues);
     }
 
+    /// Whether queue `index` is to have a turn now that the device itself makes room for; told once.
+    /// Asked when descriptors have been served.
+    fn wants_turn(&mut self, index: usize) -> bool {
+        let _ = index;
+        false
+    }
+
+    /// The turn is over, but for the interrupts: what was gathered in it goes to the host at once.
+    fn turn_ends(&mut self, queues: &mut [QueueRunner]) {
+        let _ = queues;
+    }
+
+    /// While the host works on something that the device has begun: the token of the descriptor that
+    /// tells of its end. Until there is nothing, a pause or a reset is not confirmed, and
+    /// [`VirtioDevice::backend_ready`] is called for that descriptor in a pause and after a reset, too.
+    fn unfinished(&self) -> Option<u32> {
+        None
+    }
+
+    /// Waits until all that is begun has been given back, for some seconds at most; what takes longer
+    /// is cancelled. Comes before a reset and before the thread's end.
+    fn finish(&mut self, queues: &mut [QueueRunner]) {
+        let _ = queues;
+    }
+
     /// The operator changes the device; all queues are served afterwards.
     ///
     /// # Errors
@@ -93,12 +123,14 @@ pub trait VirtioDevice: Send {
         Err("nothing of this device can be changed".to_owned())
     }
 
-    /// Work stops until all queues are ready again: gives back to the rings what is not begun.
+    /// Work stops until all queues are ready again: gives back to the rings what is not begun. What is
+    /// begun goes on, see [`VirtioDevice::unfinished`].
     fn pause(&mut self, queues: &mut [QueueRunner]) {
         let _ = queues;
     }
 
-    /// The driver reset the device: forgets everything since `activate`. The queues are gone.
+    /// The driver reset the device: forgets everything since `activate`. What is unfinished is given back
+    /// to no queue: the queues go when that is over.
     fn reset(&mut self);
 }
 

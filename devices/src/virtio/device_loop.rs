@@ -66,8 +66,11 @@ pub(crate) struct DeviceLoop {
     noticed: Ticks,
     /// Queues that want a turn without a kick.
     waiting: Vec<bool>,
-    /// Who is told when this round is done.
+    /// A reset is not over: the device has something unfinished.
+    resetting: bool,
+    /// Who is told when this round is done, and who when nothing is unfinished.
     confirm: Vec<SyncSender<()>>,
+    confirm_quiet: Vec<SyncSender<()>>,
 }
 
 impl DeviceLoop {
@@ -82,7 +85,9 @@ impl DeviceLoop {
         let backends = device.backends();
         DeviceLoop {
             waiting: vec![false; queues.len()],
+            resetting: false,
             confirm: Vec::new(),
+            confirm_quiet: Vec::new(),
             device,
             queues,
             kicks,
@@ -108,12 +113,17 @@ impl DeviceLoop {
         self.active && !self.paused
     }
 
+    /// Whether the device is told that the descriptor with `token` is ready.
+    fn hears(&self, token: u32) -> bool {
+        self.serving() || self.device.unfinished() == Some(token)
+    }
+
     fn obey(&mut self, control: Control) {
         match control {
             Control::Activate { features, layouts } => self.activate(features, &layouts),
             Control::Reset { done } => {
                 self.reset();
-                self.confirm.push(done);
+                self.confirm_quiet.push(done);
             }
             Control::Pause { done } => {
                 if self.active {
@@ -121,7 +131,7 @@ impl DeviceLoop {
                 }
                 self.paused = true;
                 self.witness.life(Flight::Pause, 0);
-                self.confirm.push(done);
+                self.confirm_quiet.push(done);
             }
             Control::Resume { done } => {
                 self.paused = false;
@@ -165,7 +175,18 @@ impl DeviceLoop {
     fn reset(&mut self) {
         self.active = false;
         self.waiting.fill(false);
+        self.device.finish(&mut self.queues);
         self.device.reset();
+        self.resetting = true;
+        self.finish_reset();
+    }
+
+    /// The queues go when the host touches the guest's memory no more.
+    fn finish_reset(&mut self) {
+        if !self.resetting || self.device.unfinished().is_some() {
+            return;
+        }
+        self.resetting = false;
         for (queue, kick) in self.queues.iter_mut().zip(&self.kicks) {
             if let Ok(kicks) = kick.read() {
                 queue.kicked(kicks, self.noticed);
@@ -222,6 +243,7 @@ impl DeviceLoop {
     }
 
     fn end_turn(&mut self) {
+        self.device.turn_ends(&mut self.queues);
         for (queue, waiting) in self.queues.iter_mut().zip(&mut self.waiting) {
             *waiting |= queue.end_turn();
         }
@@ -230,13 +252,24 @@ impl DeviceLoop {
         }
     }
 
+    /// The thread ends: what the device has begun is given back.
+    pub fn stop(&mut self) {
+        let now = self.witness.enter();
+        for queue in &mut self.queues {
+            queue.begin_turn(now);
+        }
+        self.device.finish(&mut self.queues);
+        self.end_turn();
+    }
+
     /// Makes epoll wait for what the device waits for. A descriptor of no interest is taken out:
     /// left in, an error on it would wake the thread without end.
     fn arm(&mut self, ops: &mut EventOps) {
-        let serving = self.active && !self.paused;
+        let (serving, unfinished) = (self.serving(), self.device.unfinished());
         for backend in &mut self.backends {
             let wanted = match serving {
                 true => self.device.interest(backend.token),
+                false if unfinished == Some(backend.token) => EventSet::IN,
                 false => EventSet::empty(),
             };
             if wanted == backend.armed {
@@ -261,6 +294,7 @@ impl DeviceLoop {
 
 impl MutEventSubscriber for DeviceLoop {
     fn init(&mut self, ops: &mut EventOps) {
+        self.device.attached(&mut self.queues);
         let wake = Events::with_data(&*self.wake, WAKE, EventSet::IN);
         let kicks = (KICKS..).zip(&self.kicks);
         let kicks = kicks.map(|(data, kick)| Events::with_data(&**kick, data, EventSet::IN));
@@ -292,7 +326,7 @@ impl MutEventSubscriber for DeviceLoop {
             self.obey(control);
         }
         match events.data() {
-            data @ BACKENDS.. if self.serving() => {
+            data @ BACKENDS.. if self.hears(data - BACKENDS) => {
                 let token = data - BACKENDS;
                 let ready = events.event_set();
                 self.device.backend_ready(token, ready, &mut self.queues);
@@ -300,10 +334,16 @@ impl MutEventSubscriber for DeviceLoop {
             data @ KICKS..BACKENDS => self.kicked((data - KICKS) as usize),
             _ => {}
         }
+        for (index, waiting) in self.waiting.iter_mut().enumerate() {
+            *waiting |= self.device.wants_turn(index);
+        }
         self.serve_waiting();
         self.end_turn();
+        self.finish_reset();
         self.arm(ops);
-        for done in self.confirm.drain(..) {
+        let quiet = self.device.unfinished().is_none();
+        let quiet = quiet.then(|| self.confirm_quiet.drain(..));
+        for done in self.confirm.drain(..).chain(quiet.into_iter().flatten()) {
             // Who asked may have given up waiting.
             let _ = done.try_send(());
         }

@@ -113,21 +113,27 @@ pub enum Erase {
     Zero,
 }
 
+impl Erase {
+    /// As fallocate takes it.
+    pub fn mode(self) -> libc::c_int {
+        let mode = match self {
+            Erase::Punch => libc::FALLOC_FL_PUNCH_HOLE,
+            Erase::Zero => libc::FALLOC_FL_ZERO_RANGE,
+        };
+        mode | libc::FALLOC_FL_KEEP_SIZE
+    }
+}
+
 /// Erases a part of a file or block device.
 ///
 /// # Errors
 /// What the kernel said; [`is_unsupported`] tells whether this file system cannot do it at all.
 pub fn erase(file: &File, how: Erase, offset: u64, bytes: u64) -> io::Result<()> {
-    let mode = match how {
-        Erase::Punch => libc::FALLOC_FL_PUNCH_HOLE,
-        Erase::Zero => libc::FALLOC_FL_ZERO_RANGE,
-    };
-    let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
     let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
     let bytes = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
     loop {
         // SAFETY: a system call on a live descriptor, without pointers.
-        if unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) } == 0 {
+        if unsafe { libc::fallocate(file.as_raw_fd(), how.mode(), offset, bytes) } == 0 {
             return Ok(());
         }
         let error = io::Error::last_os_error();

@@ -136,6 +136,11 @@ pub enum DeviceEventKind {
         /// What the kernel said.
         errno: i32,
     },
+    /// A drive was to work by io_uring and works by ordinary reads and writes.
+    EngineFallBack {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The device cannot start.
     NotStarted {
         /// Why.
@@ -166,6 +171,10 @@ impl std::fmt::Display for DeviceEventKind {
             DeviceEventKind::BackendGone { errno } => {
                 write!(f, "its backend is gone: {}; it can do no more", os(errno))
             }
+            DeviceEventKind::EngineFallBack { reason } => write!(
+                f,
+                "io_engine Async cannot be had, it works as with Sync: {reason}"
+            ),
             DeviceEventKind::NotStarted { reason } => write!(f, "it cannot start: {reason}"),
         }
     }

@@ -22,6 +22,7 @@ mod device_loop;
 pub mod front;
 mod host_file;
 pub mod io_thread;
+mod job;
 pub mod limiter;
 pub mod link;
 mod messages;
@@ -34,13 +35,14 @@ pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;
+mod uring;
 pub mod vectors;
 pub mod vsock;
 mod witness;
 
 pub use balloon::counters::BalloonBlock;
 pub use balloon::{BalloonDevice, BalloonHandle, BalloonOrder, BalloonRefusal, BalloonSpec};
-pub use blk::{BlockDevice, BlockError, BlockSpec, DriveChange};
+pub use blk::{BlockDevice, BlockError, BlockSpec, DriveChange, IoEngine, try_async};
 pub use counters::{
     DeviceBlock, DeviceCounters, QueueBlock, ThreadBlock, TransportBlock, TransportKind,
 };
@@ -54,5 +56,6 @@ pub use net::{NetDevice, NetError, TapSpec};
 pub use pci::{MessageRouter, PciTransport};
 pub use queue::{Chain, QueueError, QueueLayout, QueueRunner};
 pub use rng::EntropyDevice;
+pub use uring::UringError;
 pub use vsock::{VsockBlock, VsockDevice, VsockError, VsockSpec};
 pub use witness::Done;

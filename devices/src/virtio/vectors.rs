@@ -204,45 +204,43 @@ impl GuestVectors {
         })
     }
 
-    /// Fills the buffers from `file` at `offset`: one call unless the kernel stops short.
-    ///
-    /// # Errors
-    /// What the kernel says; `UnexpectedEof` when the file ends early.
-    pub fn fill_from(&mut self, file: BorrowedFd, offset: u64) -> io::Result<()> {
-        self.transfer(file, offset, libc::preadv, io::ErrorKind::UnexpectedEof)
-    }
-
-    /// Writes the buffers to `file` at `offset`: one call unless the kernel stops short.
+    /// Fills the buffers from `file` at `offset`, by one call; gives the bytes, which may be fewer.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn drain_to(&mut self, file: BorrowedFd, offset: u64) -> io::Result<()> {
-        self.transfer(file, offset, libc::pwritev, io::ErrorKind::WriteZero)
+    pub fn fill_from(&self, file: BorrowedFd, offset: u64) -> io::Result<usize> {
+        self.transfer(file, offset, libc::preadv)
+    }
+
+    /// Writes the buffers to `file` at `offset`, by one call; gives the bytes, which may be fewer.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn drain_to(&self, file: BorrowedFd, offset: u64) -> io::Result<usize> {
+        self.transfer(file, offset, libc::pwritev)
     }
 
     fn transfer(
-        &mut self,
+        &self,
         file: BorrowedFd,
-        mut offset: u64,
+        offset: u64,
         call: unsafe extern "C" fn(i32, *const libc::iovec, i32, libc::off_t) -> isize,
-        nothing: io::ErrorKind,
-    ) -> io::Result<()> {
-        while self.bytes > 0 {
-            let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-            let (start, count) = parts(self.active())?;
-            // SAFETY: `start` and `count` describe a live slice of vectors, each inside guest RAM
-            // that `self.ram` keeps mapped.
-            let done = unsafe { call(file.as_raw_fd(), start, count, at) };
-            match usize::try_from(done) {
-                Ok(0) => return Err(nothing.into()),
-                Ok(done) => {
-                    self.advance(done);
-                    offset = offset.saturating_add(done as u64);
-                }
-                Err(_) => retry_if_interrupted(io::Error::last_os_error())?,
-            }
-        }
-        Ok(())
+    ) -> io::Result<usize> {
+        let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        let (start, count) = parts(self.active())?;
+        // SAFETY: `start` and `count` describe a live slice of vectors, each inside guest RAM
+        // that `self.ram` keeps mapped.
+        let done = unsafe { call(file.as_raw_fd(), start, count, at) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// The vectors, for a system call that goes on after it has returned. They stay where they are
+    /// when `self` is moved, until it is changed or dropped; and until it is dropped, the buffers
+    /// that they name stay mapped.
+    pub fn pointer(&self) -> (*const libc::iovec, u32) {
+        let active = self.active();
+        // There are at most MAX_VECTORS.
+        (active.as_ptr(), u32::try_from(active.len()).unwrap_or(0))
     }
 
     /// Sends all buffers as one packet.
@@ -286,18 +284,14 @@ fn parts(vectors: &[libc::iovec]) -> io::Result<(*const libc::iovec, libc::c_int
     Ok((vectors.as_ptr(), count))
 }
 
-fn retry_if_interrupted(error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        io::ErrorKind::Interrupted => Ok(()),
-        _ => Err(error),
-    }
-}
-
 /// One byte of guest memory: where a block request's status goes.
 pub struct GuestByte {
     _ram: Arc<GuestRam>,
     at: *mut u8,
 }
+
+// SAFETY: as for `GuestVectors`.
+unsafe impl Send for GuestByte {}
 
 impl GuestByte {
     /// Writes it.

@@ -185,6 +185,7 @@ fn open_drive(spec: &DriveSpec) -> Result<Box<dyn VirtioDevice>, LaunchError> {
         flush: spec.cache == Cache::Writeback,
         limiter: spec.limiter,
         queues: spec.queues,
+        engine: spec.engine,
     });
     match device {
         Ok(device) => Ok(Box::new(device.named(drive_name(&spec.id)))),
@@ -327,7 +328,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::spec::{EntropySpec, LimiterSpec};
+    use crate::spec::{EntropySpec, IoEngine, LimiterSpec};
 
     fn drive(id: &str) -> DriveSpec {
         DriveSpec {
@@ -337,6 +338,7 @@ mod tests {
             root: false,
             partuuid: None,
             cache: Cache::Unsafe,
+            engine: IoEngine::Sync,
             limiter: LimiterSpec::default(),
             queues: 1,
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::spec::{BootSpec, Cache, VmSpec};
+use crate::spec::{BootSpec, Cache, IoEngine, VmSpec};
 
 fn disk(path: &str) -> DriveSpec {
     DriveSpec {
@@ -9,6 +9,7 @@ fn disk(path: &str) -> DriveSpec {
         root: false,
         partuuid: None,
         cache: Cache::Unsafe,
+        engine: IoEngine::Sync,
         limiter: crate::spec::LimiterSpec::default(),
         queues: 1,
     }

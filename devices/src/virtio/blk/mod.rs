@@ -1,7 +1,7 @@
 //! The block device (virtio 1.2, section 5.2): a regular file or block device of the host.
 //!
-//! Requests are carried out on the I/O thread, one system call each, straight between the guest's
-//! buffers and the file.
+//! Data go straight between the guest's buffers and the file, by one of two engines: one request
+//! after another on the I/O thread, or many at a time by io_uring ([`IoEngine`]).
 
 #![forbid(unsafe_code)]
 #![deny(
@@ -11,38 +11,38 @@
     clippy::arithmetic_side_effects
 )]
 
+mod config;
+mod engine;
 mod erase;
 mod image;
 pub mod request;
+mod work;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use event_manager::EventSet;
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vmm_sys_util::timerfd::TimerFd;
 
+use self::config::config;
+use self::engine::Async;
+pub use self::engine::{IoEngine, try_async};
 pub use self::image::BlockError;
 use self::image::open;
-use self::request::{Disk, HEADER_BYTES, Operation, Refusal, Request, SECTOR_BYTES};
+use self::request::{Disk, HEADER_BYTES};
+use self::work::{Begun, Drive};
 use super::device::{ConfigSpace, DeviceChange, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
 use super::limiter::{Limiter, LimiterSpec};
 use super::queue::{Chain, QueueRunner};
-use super::witness::Done;
+use super::uring::Uring;
 
 const QUEUE_SIZE: u16 = 256;
-/// Data segments of a request: the queue without header and status.
-const SEG_MAX: u32 = 254;
-/// Bytes of a segment at most.
-const SIZE_MAX: u32 = 4 << 20;
-/// What the guest is told that the disk writes at once, as a power of two of sectors: 4 KiB, the block of the
-/// host's file systems.
-const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
 
 /// A drive, as the machine's builder wants it.
 #[derive(Clone, Debug)]
@@ -59,6 +59,14 @@ pub struct BlockSpec {
     pub limiter: LimiterSpec,
     /// Queues, 1 to [`MAX_QUEUES`], all served by the drive's one thread.
     pub queues: u8,
+    /// How requests are carried out.
+    pub engine: IoEngine,
+}
+
+impl BlockSpec {
+    fn queue_count(&self) -> usize {
+        usize::from(self.queues.clamp(1, MAX_QUEUES))
+    }
 }
 
 /// Queues of a drive at most.
@@ -75,14 +83,25 @@ pub struct DriveChange {
 
 /// The token of the limiter's timer.
 const TIMER: u32 = 0;
+/// The token of the background.
+const BACKGROUND: u32 = 1;
+
+/// How long a reset, the machine's end and a change of the image wait for requests in the background.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the first two wait for those that were cancelled then.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A disk of the guest.
 pub struct BlockDevice {
     spec: BlockSpec,
     /// In the machine; the id, unless something else there has that name.
     name: String,
-    file: File,
+    file: Arc<File>,
     disk: Disk,
+    /// With [`IoEngine::Async`], where the host can.
+    background: Option<Async>,
+    /// Why it cannot, for the owner.
+    fall_back: Option<String>,
     config: Arc<ConfigSpace>,
     limiter: Limiter,
     /// Ends a wait by the limiter.
@@ -108,13 +127,16 @@ impl BlockDevice {
             flush: spec.flush,
             discard: !spec.read_only && erase::can_discard(&file, bytes),
         };
+        let (background, fall_back) = engine::chosen(spec.engine, spec.queue_count(), Uring::new);
         Ok(BlockDevice {
             name: spec.id.clone(),
-            config: Arc::new(config(&disk, spec.queues)),
+            config: Arc::new(config(&disk, spec.queue_count())),
             limiter: Limiter::new(spec.limiter, 0),
             spec,
-            file,
+            file: Arc::new(file),
             disk,
+            background,
+            fall_back,
             timer,
             began: Instant::now(),
         })
@@ -163,90 +185,27 @@ impl BlockDevice {
         let (file, bytes) = image::open_instead(&spec, &self.file)?;
         let sectors = image::sectors(&spec, bytes)?;
         if let Some(file) = file {
-            self.file = file;
+            self.file = Arc::new(file);
         }
         (self.spec, self.disk.sectors) = (spec, sectors);
         self.config.write(0, &sectors.to_le_bytes());
         Ok(())
     }
 
-    /// Carries a request out. `None` when the chain has no header or no place for the status.
-    fn serve(&self, chain: &mut Chain, queue: &QueueRunner) -> Option<Done> {
-        let mut header = [0; HEADER_BYTES];
-        if chain.readable.copy_to(0, &mut header) < HEADER_BYTES {
-            return None;
+    /// Waits for what is in the background, not longer than [`PATIENCE`].
+    fn drain(&mut self, queues: &mut [QueueRunner]) -> bool {
+        let background = self.background.as_mut();
+        background.is_none_or(|background| background.drain(PATIENCE, queues))
+    }
+
+    /// Whether a request can begin. If not, the queue is held until one can.
+    fn has_room(&mut self, index: usize, queues: &mut [QueueRunner]) -> bool {
+        let background = self.background.as_mut();
+        let has_room = background.is_none_or(|background| background.has_room(index));
+        if let Some(queue) = queues.get_mut(index).filter(|_| !has_room) {
+            queue.hold();
         }
-        chain.readable.advance(HEADER_BYTES);
-        let (from_guest, room) = (chain.readable.bytes(), chain.writable.bytes());
-        let status = chain.writable.split_last_byte()?;
-        let to_guest = room.saturating_sub(1);
-        let request = request::parse(header, from_guest as u64, to_guest as u64, self.disk);
-        let outcome = self.carry_out(request, chain).map_err(|error| match error {
-            Failure::Refused(refusal) => refusal,
-            Failure::Host(error, sector) => {
-                queue.host_error(request.operation as u8, sector, &error);
-                Refusal::Host
-            }
-        });
-        status.set(outcome.map_or_else(Refusal::status, |_| blk::VIRTIO_BLK_S_OK as u8));
-        Some(Done {
-            operation: request.operation as u8,
-            written: u32::try_from(room).unwrap_or(u32::MAX),
-            payload: outcome.unwrap_or(0) as u64,
-            failed: outcome.is_err(),
-        })
-    }
-
-    /// Gives the payload's bytes.
-    fn carry_out(&self, request: Request, chain: &mut Chain) -> Result<usize, Failure> {
-        let offset = request.offset.map_err(Failure::Refused)?;
-        let file = self.file.as_fd();
-        let (from_guest, to_guest) = (chain.readable.bytes(), chain.writable.bytes());
-        match request.operation {
-            Operation::Read => {
-                let done = chain.writable.fill_from(file, offset);
-                done.map_err(|error| Failure::at(error, offset))?;
-                Ok(to_guest)
-            }
-            Operation::Write => {
-                let done = chain.readable.drain_to(file, offset);
-                done.map_err(|error| Failure::at(error, offset))?;
-                Ok(from_guest)
-            }
-            Operation::Flush => {
-                self.file.sync_data()?;
-                Ok(0)
-            }
-            Operation::Discard | Operation::WriteZeroes => {
-                let (count, ranges) = erase::ranges(request.operation, &chain.readable, self.disk)?;
-                let ranges = ranges.get(..count).unwrap_or_default();
-                let bytes = erase::carry_out(&self.file, request.operation, ranges)?;
-                Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
-            }
-            Operation::GetId => {
-                let serial = request::serial(&self.spec.id);
-                Ok(chain.writable.copy_from(0, &serial))
-            }
-            Operation::Unsupported => Err(Failure::Refused(Refusal::Unsupported)),
-        }
-    }
-}
-
-enum Failure {
-    Refused(Refusal),
-    /// With the sector at which it did.
-    Host(io::Error, Option<u64>),
-}
-
-impl Failure {
-    fn at(error: io::Error, offset: u64) -> Failure {
-        Failure::Host(error, offset.checked_div(SECTOR_BYTES))
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Failure::Host(error, None)
+        has_room
     }
 }
 
@@ -264,7 +223,7 @@ impl VirtioDevice for BlockDevice {
             device_type: VIRTIO_ID_BLOCK,
             name: self.name.clone(),
             features,
-            queue_max_sizes: vec![QUEUE_SIZE; usize::from(self.spec.queues.clamp(1, MAX_QUEUES))],
+            queue_max_sizes: vec![QUEUE_SIZE; self.spec.queue_count()],
             config: Arc::clone(&self.config),
             operations: request::OPERATIONS,
             drop_causes: &[],
@@ -275,30 +234,63 @@ impl VirtioDevice for BlockDevice {
         Ok(())
     }
 
-    fn queue_ready(&mut self, index: usize, queues: &mut [QueueRunner]) {
-        let Some(queue) = queues.get_mut(index) else {
-            return;
+    fn attached(&mut self, queues: &mut [QueueRunner]) {
+        let engine = match self.background {
+            Some(_) => IoEngine::Async,
+            None => IoEngine::Sync,
         };
-        while let Some(mut chain) = self.next(queue) {
-            match self.serve(&mut chain, queue) {
-                Some(done) => queue.complete(chain, done),
-                None => queue.reject(chain),
+        if let Some(queue) = queues.first() {
+            queue.io_engine(engine, self.fall_back.take());
+        }
+    }
+
+    fn queue_ready(&mut self, index: usize, queues: &mut [QueueRunner]) {
+        while self.has_room(index, queues)
+            && let Some(queue) = queues.get_mut(index)
+            && let Some(chain) = self.next(queue)
+        {
+            let drive = Drive {
+                id: &self.spec.id,
+                file: &self.file,
+                disk: self.disk,
+            };
+            match work::begin(index, chain, &drive) {
+                Begun::Answered(chain, done) => queue.complete(chain, done),
+                Begun::Broken(chain) => queue.reject(chain),
+                Begun::Task(task) => match &mut self.background {
+                    Some(background) => background.begin(task, queues),
+                    None => {
+                        let (chain, done) = task.carry_out(queue);
+                        queue.complete(chain, done);
+                    }
+                },
             }
         }
     }
 
     fn backends(&self) -> Vec<(u32, RawFd)> {
-        vec![(TIMER, self.timer.as_raw_fd())]
+        let background = self.background.as_ref().map(Async::descriptor);
+        let background = background.map(|descriptor| (BACKGROUND, descriptor));
+        let timer = (TIMER, self.timer.as_raw_fd());
+        std::iter::once(timer).chain(background).collect()
     }
 
-    fn interest(&self, _token: u32) -> EventSet {
-        match self.limiter.limits() {
+    fn interest(&self, token: u32) -> EventSet {
+        match token == BACKGROUND || self.limiter.limits() {
             true => EventSet::IN,
             false => EventSet::empty(),
         }
     }
 
-    fn backend_ready(&mut self, _token: u32, _events: EventSet, queues: &mut [QueueRunner]) {
+    fn backend_ready(&mut self, token: u32, _events: EventSet, queues: &mut [QueueRunner]) {
+        if token == BACKGROUND {
+            // What has ended is given back at the turn's end.
+            if let Some(background) = &mut self.background {
+                background.ring().acknowledge();
+                background.turn(queues);
+            }
+            return;
+        }
         // Never read: it may have been set anew in this round, and a read would wait for it.
         if let Err(error) = self.timer.clear() {
             tracing::warn!(
@@ -311,9 +303,47 @@ impl VirtioDevice for BlockDevice {
         }
     }
 
+    fn wants_turn(&mut self, index: usize) -> bool {
+        let background = self.background.as_mut();
+        background.is_some_and(|background| background.goes_on(index))
+    }
+
+    fn turn_ends(&mut self, queues: &mut [QueueRunner]) {
+        if let Some(background) = &mut self.background {
+            background.turn(queues);
+        }
+    }
+
+    fn unfinished(&self) -> Option<u32> {
+        let background = self.background.as_ref()?;
+        (background.in_flight() > 0).then_some(BACKGROUND)
+    }
+
+    fn finish(&mut self, queues: &mut [QueueRunner]) {
+        if self.drain(queues) {
+            return;
+        }
+        if let Some(background) = &mut self.background {
+            let (id, count) = (&self.spec.id, background.in_flight());
+            let seconds = PATIENCE.as_secs();
+            tracing::warn!(
+                "drive {id}: {count} requests took longer than {seconds} s at a reset or the machine's end, and are cancelled: look at the host's disk"
+            );
+            background.cancel();
+            background.drain(CANCEL_PATIENCE, queues);
+        }
+    }
+
     fn change(&mut self, change: DeviceChange, queues: &mut [QueueRunner]) -> Result<(), String> {
         let DeviceChange::Drive(DriveChange { path, limiter }) = change;
         if let Some(path) = path {
+            if !self.drain(queues) {
+                return Err(format!(
+                    "drive {}: requests of the guest are under way for more than {} s, so the image stays: look at the host's disk, and try again",
+                    self.spec.id,
+                    PATIENCE.as_secs()
+                ));
+            }
             self.swap(path).map_err(|error| error.to_string())?;
             if let Some(queue) = queues.first() {
                 queue.config_changed();
@@ -325,35 +355,11 @@ impl VirtioDevice for BlockDevice {
         Ok(())
     }
 
-    fn reset(&mut self) {}
-}
-
-/// `struct virtio_blk_config` (virtio 1.2, 5.2.4) as far as the features offered reach.
-fn config(disk: &Disk, queues: u8) -> ConfigSpace {
-    let config = ConfigSpace::new(&[0; 60]);
-    config.write(0, &disk.sectors.to_le_bytes());
-    let block = 1u16 << PHYSICAL_BLOCK_EXPONENT;
-    config.write(24, &[PHYSICAL_BLOCK_EXPONENT]);
-    config.write(26, &block.to_le_bytes());
-    config.write(34, &u16::from(queues.clamp(1, MAX_QUEUES)).to_le_bytes());
-    let ranges = request::MAX_RANGES as u32;
-    let discard = u32::from(disk.discard);
-    let zeroes = u32::from(!disk.read_only);
-    for (offset, value) in [
-        (8, SIZE_MAX),
-        (12, SEG_MAX),
-        (20, SECTOR_BYTES as u32),
-        (36, discard.saturating_mul(request::MAX_DISCARD_SECTORS)),
-        (40, discard.saturating_mul(ranges)),
-        (44, discard.saturating_mul(u32::from(block))),
-        (48, zeroes.saturating_mul(request::MAX_ZEROES_SECTORS)),
-        (52, zeroes.saturating_mul(ranges)),
-    ] {
-        config.write(offset, &value.to_le_bytes());
+    fn reset(&mut self) {
+        if let Some(background) = &mut self.background {
+            background.discard();
+        }
     }
-    // write_zeroes_may_unmap.
-    config.write(56, &[u8::from(!disk.read_only)]);
-    config
 }
 
 #[cfg(test)]
@@ -372,3 +378,11 @@ mod tests;
     clippy::arithmetic_side_effects
 )]
 mod change_tests;
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+mod engine_tests;

@@ -4,11 +4,51 @@ use crate::virtio::mock_driver::{Buffer, DATA, Driver, INDIRECT, Machine, NEXT, 
 use crate::virtio::{DeviceEvent, DeviceEventKind};
 use memory::{Bytes, GuestAddress};
 use proptest::prelude::*;
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
 const STATUS: u64 = DATA + 0x8_0000;
+
+thread_local! {
+    /// The engine of the drives that this thread's test makes.
+    static ENGINE: Cell<IoEngine> = const { Cell::new(IoEngine::Sync) };
+}
+
+/// Makes each of these a test with either engine. Where the host has no io_uring, those with `Async`
+/// see the fall-back, which has to do the same.
+macro_rules! with_both_engines {
+    ($($name:ident)*) => {
+        mod sync {
+            $(#[test] fn $name() { super::$name(); })*
+        }
+        mod background {
+            $(#[test] fn $name() {
+                super::ENGINE.set(super::IoEngine::Async);
+                super::$name();
+            })*
+        }
+    };
+}
+
+with_both_engines! {
+    what_is_written_is_on_the_disk_and_read_back
+    a_request_may_be_cut_anywhere
+    requests_that_cannot_be_get_the_status_that_fits
+    what_is_discarded_or_zeroed_is_gone_and_the_rest_stays
+    ranges_that_cannot_be_change_nothing
+    the_serial_is_the_drives_id
+    the_machine_may_have_another_name_for_it
+    a_read_only_disk_refuses_writes_and_says_so
+    the_hosts_errors_reach_the_guest_and_the_operator
+    a_request_without_header_or_status_breaks_the_ring
+    the_configuration_tells_size_and_limits
+    a_path_that_is_no_disk_is_refused_with_the_remedy
+    all_queues_are_served_and_counted_each
+    an_image_has_one_writer_or_many_readers
+    the_disk_is_the_bytes_that_were_written
+}
 
 pub(super) struct DiskFile(pub PathBuf);
 
@@ -30,6 +70,7 @@ impl DiskFile {
             flush: true,
             limiter: LimiterSpec::default(),
             queues: 1,
+            engine: ENGINE.get(),
         }
     }
 
@@ -77,7 +118,6 @@ pub(super) fn ask(driver: &mut Driver, kind: u32, sector: u64, data: &[Buffer]) 
     )
 }
 
-#[test]
 fn what_is_written_is_on_the_disk_and_read_back() {
     let file = DiskFile::new(&pattern(64 * 512));
     let (_machine, mut driver) = start(file.spec());
@@ -129,7 +169,6 @@ fn what_is_written_is_on_the_disk_and_read_back() {
     assert_eq!(queue.bytes_written.value(), 1537 + 1 + 1);
 }
 
-#[test]
 fn a_request_may_be_cut_anywhere() {
     let file = DiskFile::new(&pattern(8 * 512));
     let (_machine, mut driver) = start(file.spec());
@@ -168,7 +207,6 @@ fn a_request_may_be_cut_anywhere() {
     assert_eq!(data[512], 0);
 }
 
-#[test]
 fn requests_that_cannot_be_get_the_status_that_fits() {
     let file = DiskFile::new(&pattern(8 * 512 + 100));
     let (_machine, mut driver) = start(file.spec());
@@ -203,7 +241,6 @@ fn put_range(driver: &Driver, at: u64, (sector, count, flags): (u64, u32, u32)) 
     driver.ram.write_slice(&bytes, GuestAddress(at)).unwrap();
 }
 
-#[test]
 fn what_is_discarded_or_zeroed_is_gone_and_the_rest_stays() {
     let file = DiskFile::new(&pattern(64 * 512));
     let (_machine, mut driver) = start(file.spec());
@@ -232,7 +269,6 @@ fn what_is_discarded_or_zeroed_is_gone_and_the_rest_stays() {
     );
 }
 
-#[test]
 fn ranges_that_cannot_be_change_nothing() {
     let file = DiskFile::new(&pattern(64 * 512));
     let (_machine, mut driver) = start(file.spec());
@@ -267,23 +303,6 @@ fn ranges_that_cannot_be_change_nothing() {
     std::fs::remove_file(&read_only.path).unwrap();
 }
 
-#[test]
-fn a_host_that_can_nothing_else_is_written_zeros() {
-    let file = DiskFile::new(&pattern(300 * 512));
-    let mut options = std::fs::OpenOptions::new();
-    let open = options.write(true).open(&file.0).unwrap();
-    let range = request::Range {
-        offset: 512,
-        bytes: 200 * 512,
-        unmap: false,
-    };
-    erase::write_zeros(&open, &range).unwrap();
-    let mut expected = pattern(300 * 512);
-    expected[512..201 * 512].fill(0);
-    assert!(file.bytes() == expected);
-}
-
-#[test]
 fn the_serial_is_the_drives_id() {
     let file = DiskFile::new(&[0; 512]);
     let (_machine, mut driver) = start(file.spec());
@@ -296,7 +315,6 @@ fn the_serial_is_the_drives_id() {
     assert_eq!(&serial[..7], b"rootfs\0");
 }
 
-#[test]
 fn the_machine_may_have_another_name_for_it() {
     let file = DiskFile::new(&[0; 512]);
     let device = BlockDevice::open(file.spec()).unwrap();
@@ -306,7 +324,6 @@ fn the_machine_may_have_another_name_for_it() {
     assert_eq!(device.spec.id, "rootfs", "the guest's serial stays");
 }
 
-#[test]
 fn a_read_only_disk_refuses_writes_and_says_so() {
     let file = DiskFile::new(&pattern(512));
     let spec = BlockSpec {
@@ -325,7 +342,6 @@ fn a_read_only_disk_refuses_writes_and_says_so() {
     assert_eq!(file.bytes(), pattern(512));
 }
 
-#[test]
 fn the_hosts_errors_reach_the_guest_and_the_operator() {
     let file = DiskFile::new(&pattern(8 * 512));
     let (machine, mut driver) = start(file.spec());
@@ -367,7 +383,6 @@ fn the_hosts_errors_reach_the_guest_and_the_operator() {
     assert!(machine.events.try_recv().is_err());
 }
 
-#[test]
 fn a_request_without_header_or_status_breaks_the_ring() {
     for buffers in [
         vec![(DATA, 15, false), (DATA, 1, true)],
@@ -385,7 +400,6 @@ fn a_request_without_header_or_status_breaks_the_ring() {
     }
 }
 
-#[test]
 fn the_configuration_tells_size_and_limits() {
     let file = DiskFile::new(&[0; 3 * 512 + 7]);
     let device = BlockDevice::open(file.spec()).unwrap();
@@ -408,7 +422,6 @@ fn the_configuration_tells_size_and_limits() {
     assert!(device.profile().features & F_VERSION_1 != 0);
 }
 
-#[test]
 fn a_path_that_is_no_disk_is_refused_with_the_remedy() {
     let empty = DiskFile::new(&[0; 100]);
     let refuse = |path: &Path| {
@@ -437,7 +450,6 @@ fn a_path_that_is_no_disk_is_refused_with_the_remedy() {
     }
 }
 
-#[test]
 fn all_queues_are_served_and_counted_each() {
     let file = DiskFile::new(&pattern(8 * 512));
     let mut machine = Machine::new();
@@ -479,7 +491,6 @@ fn all_queues_are_served_and_counted_each() {
     assert_eq!(one.profile().features & many, 0);
 }
 
-#[test]
 fn an_image_has_one_writer_or_many_readers() {
     let file = DiskFile::new(&[0; 512]);
     let as_reader = BlockSpec {
@@ -508,7 +519,6 @@ fn an_image_has_one_writer_or_many_readers() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
-    #[test]
     fn the_disk_is_the_bytes_that_were_written(
         writes in prop::collection::vec((0u64..60, 1usize..8, any::<u8>(), 1u32..511), 1..12)
     ) {

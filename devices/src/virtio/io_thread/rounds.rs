@@ -110,7 +110,10 @@ impl Rounds {
                         let device = Subscriber::Device(device);
                         self.devices.push(self.manager.add_subscriber(device));
                     }
-                    Message::Stop => return Ok(()),
+                    Message::Stop => {
+                        self.each_device(DeviceLoop::stop);
+                        return Ok(());
+                    }
                 }
             }
             self.look_around();
@@ -122,12 +125,15 @@ impl Rounds {
             return;
         }
         self.looked = Instant::now();
-        self.look_after = LOOK_EVERY;
+        let mut again = false;
+        self.each_device(|device| again |= device.look_around());
+        self.look_after = if again { LOOK_AGAIN } else { LOOK_EVERY };
+    }
+
+    fn each_device(&mut self, mut each: impl FnMut(&mut DeviceLoop)) {
         for id in &self.devices {
-            if let Ok(Subscriber::Device(device)) = self.manager.subscriber_mut(*id)
-                && device.look_around()
-            {
-                self.look_after = LOOK_AGAIN;
+            if let Ok(Subscriber::Device(device)) = self.manager.subscriber_mut(*id) {
+                each(device);
             }
         }
     }

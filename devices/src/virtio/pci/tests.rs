@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bus::{BusDevice, Misuse};
 use crate::pci::PciFunction;
-use crate::virtio::blk::{BlockDevice, BlockSpec};
+use crate::virtio::blk::{BlockDevice, BlockSpec, IoEngine};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::limiter::LimiterSpec;
 use crate::virtio::link::Interrupt;
@@ -38,6 +38,7 @@ fn function(machine: &mut Machine, router: Router) -> (PciTransport, DeviceCount
         flush: false,
         queues: 1,
         limiter: LimiterSpec::default(),
+        engine: IoEngine::Sync,
     });
     let device = Box::new(device.unwrap());
     let profile = device.profile();

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::QueueRunner;
+use crate::virtio::blk::IoEngine;
 use crate::virtio::link::{DeviceEventKind, Interrupt};
 use crate::virtio::vectors::GuestVectors;
 
@@ -26,6 +27,15 @@ impl QueueRunner {
         self.witness.tell(DeviceEventKind::BackendGone { errno });
     }
 
+    /// Says by which engine a drive works, and why it is not the one that was asked for.
+    pub fn io_engine(&self, engine: IoEngine, fall_back: Option<String>) {
+        self.witness.device.io_engine.set(engine.number());
+        if let Some(reason) = fall_back {
+            self.witness
+                .tell(DeviceEventKind::EngineFallBack { reason });
+        }
+    }
+
     /// Tells the driver that the configuration space changed.
     pub fn config_changed(&self) {
         self.witness.link.interrupt.trigger(Interrupt::Config);
@@ -34,6 +44,11 @@ impl QueueRunner {
     /// An empty list of buffers in the RAM that the queue's chains lie in.
     pub fn vectors(&self) -> GuestVectors {
         GuestVectors::new(Arc::clone(&self.ram))
+    }
+
+    /// Leaves what is in the ring there for now, and asks for no kicks: who says so serves the queue later.
+    pub fn hold(&mut self) {
+        self.suppress_kicks(true);
     }
 
     /// Says whether requests wait by the operator's limit.
