@@ -536,3 +536,39 @@ fn a_ring_of_the_hosts_does_the_same_work() {
     machine.thread.stop(SECOND * 5).unwrap();
     assert_eq!(driver.seen.queues[0].completions.value(), 200);
 }
+
+#[test]
+fn after_a_reset_the_host_writes_the_guests_memory_no_more() {
+    if try_async().is_err() {
+        return;
+    }
+    // A read of an empty pipe ends when somebody writes.
+    let file = DiskFile::new(&pattern(64 * 512));
+    let (reader, mut writer) = io::pipe().unwrap();
+    let spec = BlockSpec {
+        engine: IoEngine::Async,
+        ..file.spec()
+    };
+    let mut device = BlockDevice::open(spec).unwrap();
+    device.file = Arc::new(File::from(std::os::fd::OwnedFd::from(reader)));
+    let mut machine = Machine::new();
+    let mut driver = machine.attach(device, 0x1_0000);
+    driver.start_plain(0);
+    add(&mut driver, 0, 0, 0, 1);
+    add(&mut driver, 0, 0, 0, 1);
+    driver.kick(0);
+    let seen = driver.seen.clone();
+    wait_for("the requests", || seen.queues[0].in_flight.value() == 2);
+    driver.write(0x70, 0);
+    assert_eq!(driver.read(0x70), 0);
+    assert_eq!(seen.queues[0].in_flight.value(), 0);
+    std::io::Write::write_all(&mut writer, &[0xEE; 1024]).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(bytes(&driver, 0, 512), [0; 512]);
+    // The next driver's request reads what nobody took.
+    driver.start_plain(0);
+    add(&mut driver, 0, 0, 0, 1);
+    driver.kick(0);
+    driver.wait_used(0, 1);
+    assert_eq!(bytes(&driver, 0, 512), [0xEE; 512]);
+}

@@ -59,7 +59,7 @@ pub struct Chain {
 
 impl Chain {
     /// A chain without buffers yet.
-    pub(super) fn new(ram: &Arc<GuestRam>) -> Self {
+    pub(in crate::virtio) fn new(ram: &Arc<GuestRam>) -> Self {
         Chain {
             head: 0,
             epoch: 0,
