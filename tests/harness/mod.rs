@@ -95,6 +95,9 @@ pub fn drive(id: &str, path: &Path) -> DriveSpec {
     }
 }
 
+/// Both ways in which a drive works. On a host without io_uring the second is as the first.
+pub const ENGINES: [vmm::IoEngine; 2] = [vmm::IoEngine::Sync, vmm::IoEngine::Async];
+
 /// A guest in this process, its console in a file.
 pub struct Guest {
     pub vm: Vm,

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use vmm::{Outcome, VmEvent, VmSpec};
 
-use crate::harness::{Guest, Scratch, drive, image};
+use crate::harness::{ENGINES, Guest, Scratch, drive, image};
 use crate::{PATIENCE, VERSIONS, linux, told};
 
 /// A guest on the root drive, which has mke2fs.
@@ -58,6 +58,7 @@ echo UNSAFE=$(cat /sys/block/vdd/queue/write_cache)
         spec.drives.push(drive("data", &data));
         spec.drives.push(drive("made", &made));
         spec.drives.push(drive("fixed", &fixed));
+        spec.drives[2].engine = vmm::IoEngine::Async;
         spec.drives[3].read_only = true;
         spec.drives[3].cache = vmm::Cache::Unsafe;
         let done = Guest::launch(spec).finish(PATIENCE);
@@ -81,6 +82,8 @@ echo UNSAFE=$(cat /sys/block/vdd/queue/write_cache)
             "{version}"
         );
         assert_eq!(done.seen.number("device/made", "host_errors", ""), 0);
+        assert_eq!(done.seen.number("device/made", "io_engine", ""), 2);
+        assert_eq!(done.seen.number("device/data", "io_engine", ""), 1);
 
         assert_eq!(told(&done.console, "REFUSED"), "yes");
         assert_eq!(told(&done.console, "NODISCARD"), "0");
@@ -126,12 +129,13 @@ write && echo FULL=no || echo FULL=yes
 until write; do sleep 0.2; done
 echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
 ";
-    for version in VERSIONS {
+    for (version, engine) in VERSIONS.into_iter().zip(ENGINES.into_iter().cycle()) {
         let small = Small::new(1024);
         let disk = small.0.path("disk");
         fs::File::create(&disk).unwrap().set_len(4 << 20).unwrap();
         let mut spec = linux(version, "", script);
         spec.drives.push(drive("disk", &disk));
+        spec.drives[0].engine = engine;
         let guest = Guest::launch(spec);
         guest.await_words("FULL=yes", PATIENCE);
         let mut told = guest.events.try_iter();
@@ -170,6 +174,7 @@ echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
         spec.vcpus = 2;
         spec.drives.push(drive("disk", &disk));
         spec.drives[0].queues = 2;
+        spec.drives[0].engine = vmm::IoEngine::Async;
         let done = Guest::launch(spec).finish(PATIENCE);
         assert_eq!(told(&done.console, "QUEUES"), "2", "{version}");
         for queue in ["queue/disk/0", "queue/disk/1"] {

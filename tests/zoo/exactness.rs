@@ -2,7 +2,7 @@
 
 use vmm::Outcome;
 
-use crate::harness::{Scratch, drive};
+use crate::harness::{ENGINES, Scratch, drive};
 use crate::{run, zoo};
 
 #[test]
@@ -89,10 +89,15 @@ fn kicks_are_counted_though_they_make_no_user_exit() {
 
 #[test]
 fn requests_completions_and_their_kicks_are_counted_one_by_one() {
+    ENGINES.into_iter().for_each(requests_are_counted);
+}
+
+fn requests_are_counted(engine: vmm::IoEngine) {
     let scratch = Scratch::new();
     let mut spec = zoo("quiet blk_read=0:64 poweroff");
     let disk = scratch.disk("disk", 64 * 512, 5);
     spec.drives.push(drive("disk", &disk));
+    spec.drives[0].engine = engine;
     let done = run(spec);
     let queue = |field| done.seen.number("queue/disk/0", field, "");
     assert_eq!(
@@ -119,10 +124,15 @@ fn requests_completions_and_their_kicks_are_counted_one_by_one() {
 
 #[test]
 fn what_the_guest_writes_is_on_the_disk() {
+    ENGINES.into_iter().for_each(writes_are_on_the_disk);
+}
+
+fn writes_are_on_the_disk(engine: vmm::IoEngine) {
     let scratch = Scratch::new();
     let disk = scratch.disk("disk", 16 * 512, 0);
     let mut spec = zoo("quiet blk_write=0:3:2 poweroff");
     spec.drives.push(drive("disk", &disk));
+    spec.drives[0].engine = engine;
     let done = run(spec);
     assert!(done.console.contains("blk_write ok 2"), "{}", done.console);
     let bytes = std::fs::read(&disk).unwrap();

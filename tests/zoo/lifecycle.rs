@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmm::{CommandError, Entry, Outcome, ResetCause, VmCommand, VmEvent, VmState};
 
-use crate::harness::{Guest, Scratch, alone, drive, leftovers};
+use crate::harness::{ENGINES, Guest, Scratch, alone, drive, leftovers};
 use crate::{PATIENCE, run, zoo};
 
 #[test]
@@ -70,10 +70,15 @@ fn a_paused_guest_makes_no_exit_and_goes_on_where_it_was() {
 
 #[test]
 fn pausing_in_the_middle_of_requests_loses_none() {
+    ENGINES.into_iter().for_each(a_pause_loses_no_request);
+}
+
+fn a_pause_loses_no_request(engine: vmm::IoEngine) {
     let scratch = Scratch::new();
     let mut spec = zoo("quiet blk_read=0:2000 poweroff");
     spec.drives
         .push(drive("disk", &scratch.disk("disk", 2000 * 512, 9)));
+    spec.drives[0].engine = engine;
     let guest = Guest::launch(spec);
     let mut pauses = 0;
     // Until the guest has ended, which refuses the next command.
@@ -138,9 +143,10 @@ fn twenty_guests_leave_no_thread_and_no_file() {
     }
     let scratch = Scratch::new();
     let disk = scratch.disk("disk", 8192, 0);
-    let one = || {
+    let one = |round: usize| {
         let mut spec = zoo("quiet blk_read=0:2 poweroff");
         spec.drives.push(drive("disk", &disk));
+        spec.drives[0].engine = ENGINES[round % 2];
         spec.black_box.path = Some(scratch.path("test.blackbox"));
         assert_eq!(run(spec).outcome, Outcome::PowerOff);
         assert!(
@@ -148,10 +154,10 @@ fn twenty_guests_leave_no_thread_and_no_file() {
             "a clean end leaves no black box"
         );
     };
-    one();
+    one(0);
     let before = leftovers();
-    for _ in 0..20 {
-        one();
+    for round in 0..20 {
+        one(round);
     }
     assert_eq!(leftovers(), before);
 }
