@@ -1,10 +1,16 @@
 use std::time::Duration;
 
-use super::tests::{DiskFile, ask, pattern, start};
+use super::tests::{DiskFile, ask, pattern, start, with_both_engines};
 use super::*;
 use crate::virtio::mock_driver::{DATA, Driver, Machine, wait_for};
 use crate::virtio::{BucketSpec, IoThreadError};
 use memory::{Bytes, GuestAddress};
+
+with_both_engines! {
+    what_is_over_the_limit_waits_until_the_operator_lifts_it
+    a_wait_ends_by_itself
+    a_drive_gets_another_file_and_the_guest_its_size
+}
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -48,7 +54,6 @@ fn send(driver: &mut Driver, count: u64, sectors: u32) {
     driver.kick(0);
 }
 
-#[test]
 fn what_is_over_the_limit_waits_until_the_operator_lifts_it() {
     for (limiter, through) in [
         (
@@ -100,7 +105,6 @@ fn what_is_over_the_limit_waits_until_the_operator_lifts_it() {
     }
 }
 
-#[test]
 fn a_wait_ends_by_itself() {
     let file = DiskFile::new(&pattern(64 * 512));
     let ops = Some(BucketSpec {
@@ -120,7 +124,6 @@ fn a_wait_ends_by_itself() {
     assert!(driver.seen.queues[0].limited.value() > 0);
 }
 
-#[test]
 fn a_drive_gets_another_file_and_the_guest_its_size() {
     let (first, second) = (
         DiskFile::new(&[1; 2 * 512]),

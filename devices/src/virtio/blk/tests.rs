@@ -13,7 +13,7 @@ const STATUS: u64 = DATA + 0x8_0000;
 
 thread_local! {
     /// The engine of the drives that this thread's test makes.
-    static ENGINE: Cell<IoEngine> = const { Cell::new(IoEngine::Sync) };
+    pub(super) static ENGINE: Cell<IoEngine> = const { Cell::new(IoEngine::Sync) };
 }
 
 /// Makes each of these a test with either engine. Where the host has no io_uring, those with `Async`
@@ -25,12 +25,14 @@ macro_rules! with_both_engines {
         }
         mod background {
             $(#[test] fn $name() {
-                super::ENGINE.set(super::IoEngine::Async);
+                crate::virtio::blk::tests::ENGINE.set(crate::virtio::blk::IoEngine::Async);
                 super::$name();
             })*
         }
     };
 }
+
+pub(super) use with_both_engines;
 
 with_both_engines! {
     what_is_written_is_on_the_disk_and_read_back
