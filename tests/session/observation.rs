@@ -121,6 +121,32 @@ fn observation_events_and_metrics_tell_of_the_same_guest() {
 }
 
 #[test]
+fn an_async_drive_serves_and_says_which_engine_it_has() {
+    let mut daemon = Daemon::new();
+    let disk = daemon.scratch.disk("disk", 64 * 512, 3);
+    let drive = json!({
+        "drive_id": "d", "is_root_device": false, "path_on_host": disk, "io_engine": "Async",
+    });
+    daemon.put("/drives/d", &drive);
+    daemon.boot("blk_read=0:64 quiet print=ready cli_hlt");
+    daemon.await_output("ready");
+    let (_, events) = daemon.ask("GET", "/observe/events", &Value::Null);
+    let number = match events.contains("io_engine Async cannot be had") {
+        true => 1,
+        false => 2,
+    };
+    let all = observe(&daemon);
+    let device = &all["devices"][0];
+    assert_eq!(device["io_engine"], number, "{events}");
+    assert_eq!(device["operation_bytes"]["read"], 64 * 512);
+    assert_eq!(all["queues"][0]["in_flight"], 0);
+    let metric = r#"vitrine_device_io_engine{vm="anonymous-instance",device="d"}"#;
+    assert_eq!(daemon.metric(metric), number);
+    daemon.signal("TERM");
+    assert_eq!(daemon.finish().code(), Some(0), "{}", daemon.text("stderr"));
+}
+
+#[test]
 fn a_follower_hears_all_until_the_end() {
     let mut daemon = Daemon::new();
     let socket = daemon.scratch.path("api.sock");
