@@ -1,14 +1,16 @@
 //! What the VM is to be, as said so far: each part judged when it is given, and all of it turned
 //! into a [`VmSpec`] when the VM starts. A part that is refused leaves the rest as it was.
 
+mod changes;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 use vmm::{
-    BalloonSpec, BlackBoxSpec, BootSpec, DriveChange, DriveSpec, EntropySpec, Entry, Limits,
-    NetSpec, SerialInput, SerialOutput, SerialSpec,
+    BalloonSpec, BlackBoxSpec, BootSpec, DriveSpec, EntropySpec, Entry, Limits, NetSpec,
+    SerialInput, SerialOutput, SerialSpec,
 };
 use vmm::{SpecError, VmSpec, validate};
 
@@ -16,8 +18,7 @@ use crate::policy::Policy;
 use crate::wire::machine_config::MachineConfig;
 use crate::wire::{self, MetricsWire, SerialWire, VsockWire, WireError};
 use crate::wire::{
-    BalloonWire, BootSourceWire, DrivePatchWire, DriveWire, EntropyWire, LoggerWire,
-    MachineConfigWire, NetworkWire,
+    BalloonWire, BootSourceWire, DriveWire, EntropyWire, LoggerWire, MachineConfigWire, NetworkWire,
 };
 
 /// How long each step of an orderly stop may take.
@@ -48,6 +49,11 @@ pub enum ConfigError {
     /// No drive of that id.
     #[error("the microVM has no drive {0}; give the drive_id of one that GET /vm/config shows")]
     NoDrive(String),
+    /// No interface of that id.
+    #[error(
+        "the microVM has no network interface {0}; give the iface_id of one that GET /vm/config shows"
+    )]
+    NoNetwork(String),
     /// Two interfaces on one tap.
     #[error(
         "host_dev_name {tap} is already in use by interface {other}; give each interface a tap of its own"
@@ -93,6 +99,9 @@ pub struct Fixed {
 /// A drive as it is shown, and as a VM takes it.
 pub type Drive = (DriveWire, DriveSpec);
 
+/// The same of an interface.
+pub type Network = (NetworkWire, NetSpec);
+
 /// The configuration.
 #[derive(Debug)]
 pub struct Config {
@@ -100,7 +109,7 @@ pub struct Config {
     machine: MachineConfig,
     boot: Option<BootSourceWire>,
     drives: Vec<Drive>,
-    networks: Vec<(NetworkWire, NetSpec)>,
+    networks: Vec<Network>,
     balloon: Option<(BalloonWire, BalloonSpec)>,
     entropy: Option<(EntropyWire, EntropySpec)>,
     vsock: Option<VsockWire>,
@@ -252,33 +261,6 @@ impl Config {
         // Stable: the others stay in the order in which they were first given.
         self.drives.sort_by_key(|(_, spec)| !spec.root);
         Ok(())
-    }
-
-    /// What becomes of a drive of the started VM: what that is told, and what is to be noted by
-    /// [`Config::note_drive`] when it has done so.
-    ///
-    /// # Errors
-    /// No such drive; a file that cannot be used.
-    pub fn patch_drive(&self, patch: DrivePatchWire) -> Result<(DriveChange, Drive), ConfigError> {
-        let mut drives = self.drives.iter();
-        let found = drives.find(|(_, spec)| spec.id == patch.drive_id);
-        let Some((drive, _)) = found else {
-            return Err(ConfigError::NoDrive(patch.drive_id));
-        };
-        let change = patch.change();
-        let (wire, spec) = patch.applied(drive.clone()).convert()?;
-        if change.path.is_some() {
-            validate::drive(&spec)?;
-        }
-        Ok((change, (wire, spec)))
-    }
-
-    /// Keeps what has become of a drive.
-    pub fn note_drive(&mut self, drive: Drive) {
-        let mut drives = self.drives.iter_mut();
-        if let Some(place) = drives.find(|(_, spec)| spec.id == drive.1.id) {
-            *place = drive;
-        }
     }
 
     /// Adds an interface or replaces the one with its id.

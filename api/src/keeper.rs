@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use vmm::observe::clock::monotonic_ns;
 use vmm::observe::verdict::Change;
-use vmm::{DriveChange, VmSpec};
+use vmm::{DeviceChange, VmSpec};
 
 use crate::events::{Event, EventLog};
 use crate::machine::{Ending, Launcher, Machine, MachineError, RestartCause};
@@ -104,14 +104,26 @@ impl Keeper {
         machine.ok_or_else(|| "the microVM was never started".into())
     }
 
-    /// Keeps a change of a drive for the runs to come.
-    fn note_drive(&self, id: &str, change: &DriveChange) {
+    /// Keeps a change of a device for the runs to come.
+    fn note_change(&self, id: &str, change: &DeviceChange) {
         let mut state = self.lock();
-        let drives = state.spec.iter_mut().flat_map(|spec| &mut spec.drives);
-        for drive in drives.filter(|drive| drive.id == id) {
-            drive.limiter = drive.limiter.changed(change.limiter);
-            if let Some(path) = &change.path {
-                drive.path.clone_from(path);
+        let Some(spec) = &mut state.spec else {
+            return;
+        };
+        match change {
+            DeviceChange::Drive(change) => {
+                for drive in spec.drives.iter_mut().filter(|drive| drive.id == id) {
+                    drive.limiter = drive.limiter.changed(change.limiter);
+                    if let Some(path) = &change.path {
+                        drive.path.clone_from(path);
+                    }
+                }
+            }
+            DeviceChange::Network(change) => {
+                for network in spec.networks.iter_mut().filter(|network| network.id == id) {
+                    network.rx_limiter = network.rx_limiter.changed(change.rx_limiter);
+                    network.tx_limiter = network.tx_limiter.changed(change.tx_limiter);
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use vmm::observe::BlackBox;
 use vmm::observe::openmetrics;
 use vmm::observe::reader::Snapshot;
 use vmm::observe::verdict::Change;
-use vmm::{DriveChange, Outcome, Standing, Vm, VmCommand, VmEvent, VmSpec, VmState};
+use vmm::{DeviceChange, Outcome, Standing, Vm, VmCommand, VmEvent, VmSpec, VmState};
 
 use crate::events::{Event, EventLog, FactsWire};
 use crate::health;
@@ -185,9 +185,9 @@ impl Machine for KvmMachine {
         self.vm.command(command, Box::new(reply));
     }
 
-    fn change_drive(&self, id: &str, change: DriveChange, reply: Reply) {
+    fn change_device(&self, id: &str, change: DeviceChange, reply: Reply) {
         let reply = |done: Result<(), _>| reply(done.map_err(|error| MachineError::new(&error)));
-        self.vm.change_drive(id, change, Box::new(reply));
+        self.vm.change_device(id, change, Box::new(reply));
     }
 
     fn fail(&self, reason: String) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vmm::observe::reader::Snapshot;
 use vmm::observe::verdict::Change;
-use vmm::{BalloonOrder, DriveChange, DumpKind, Standing, VmSpec};
+use vmm::{BalloonOrder, DeviceChange, DumpKind, Standing, VmSpec};
 
 /// What a VM can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +78,9 @@ pub trait Machine: Send + Sync {
     /// Tells the VM something. Returns at once; `reply` is called when it is done, or dropped.
     fn command(&self, command: Command, reply: Reply);
 
-    /// Changes the drive `id`: another file or limit. Returns at once; `reply` as for
+    /// Changes the drive or interface `id`: another file or limit. Returns at once; `reply` as for
     /// [`Machine::command`].
-    fn change_drive(&self, id: &str, change: DriveChange, reply: Reply);
+    fn change_device(&self, id: &str, change: DeviceChange, reply: Reply);
 
     /// Ends the VM in order, as one that has failed for this reason. Returns at once.
     fn fail(&self, reason: String);

@@ -28,6 +28,8 @@ pub enum Endpoint {
     PatchDrive,
     /// PUT /network-interfaces/{iface_id}
     Network,
+    /// PATCH /network-interfaces/{iface_id}
+    PatchNetwork,
     /// GET /balloon
     Balloon,
     /// PUT /balloon
@@ -129,7 +131,7 @@ pub const ROUTES: &[Route] = &[
     row(
         "PATCH",
         "/network-interfaces/{iface_id}",
-        Later("changing an interface of a started VM"),
+        Endpoint::PatchNetwork,
     ),
     row("GET", "/balloon", Endpoint::Balloon),
     row("PUT", "/balloon", Endpoint::PutBalloon),

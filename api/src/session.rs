@@ -5,7 +5,7 @@
 //! taken is judged in [`crate::admission`] alone.
 
 mod balloon;
-mod drives;
+mod devices;
 mod reads;
 
 use std::cell::RefCell;
@@ -288,6 +288,7 @@ impl Session {
                 };
                 self.configure(body, judge).await
             }
+            Endpoint::PatchNetwork => self.patch_network(id, body).await,
             Endpoint::PutBalloon => {
                 self.configure(body, |c, wire: BalloonWire| c.put_balloon(wire))
                     .await

@@ -30,7 +30,7 @@ pub use error::WireError;
 pub use logger::{LevelWire, LoggerWire};
 pub use machine_config::{HugePagesWire, MachineConfigWire};
 pub use metrics::MetricsWire;
-pub use network::{MacWire, NetworkWire};
+pub use network::{MacWire, NetworkPatchWire, NetworkWire};
 pub use rate_limiter::{RateLimiterWire, TokenBucketWire};
 pub use vm::{
     ActionTypeWire, ActionWire, InstanceInfoWire, SerialWire, VersionWire, VmStateWire, VmWire,

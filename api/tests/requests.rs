@@ -9,6 +9,7 @@ use api::machine::{Command, MachineState};
 use api::session::Deadlines;
 use serde_json::{Value, json};
 use support::{FakeLauncher, TestServer};
+use vmm::DeviceChange;
 
 const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
@@ -271,8 +272,33 @@ fn networks_need_a_tap() {
     ask("").refuses(&["nosuchtap9", "ip tuntap add"]);
     ask(r#","guest_mac":"06:00""#).refuses(&["06:00", "MAC"]);
     ask(r#","mtu":60"#).refuses(&["mtu 60", "68"]);
-    ask(r#","tx_rate_limiter":{"bandwidth":{"size":1,"refill_time":1}}"#)
-        .refuses(&["tx_rate_limiter", "not supported by this build"]);
+    // A limit is taken, and then it is the tap that is wrong.
+    let limiter = r#"{"bandwidth":{"size":1,"refill_time":1,"one_time_burst":2}}"#;
+    for field in ["rx_rate_limiter", "tx_rate_limiter"] {
+        ask(&format!(r#","{field}":{limiter}"#)).refuses(&["nosuchtap9"]);
+        ask(&format!(r#","{field}":{{"bandwidth":{{"size":1}}}}"#)).refuses(&["refill_time"]);
+        ask(&format!(
+            r#","{field}":{{"ops":{{"size":-1,"refill_time":1}}}}"#
+        ))
+        .refuses(&["-1"]);
+        ask(&format!(r#","{field}":{{"packets":null}}"#)).refuses(&["packets"]);
+    }
+}
+
+#[test]
+fn a_change_of_an_interface_names_what_is_wrong() {
+    let server = TestServer::new();
+    let patch = |id: &str, extra: &str| {
+        let body = format!(r#"{{"iface_id":"eth0"{extra}}}"#);
+        server.ask("PATCH", &format!("/network-interfaces/{id}"), &body)
+    };
+    patch("eth0", "").refuses(&[BEFORE]);
+    let machine = server.start();
+    patch("eth0", "").refuses(&["no network interface eth0", "GET /vm/config"]);
+    patch("eth1", "").refuses(&["eth1", "(eth0)", "iface_id"]);
+    patch("eth0", r#","host_dev_name":"tap1""#).refuses(&["unknown field `host_dev_name`"]);
+    patch("eth0", r#","tx_rate_limiter":{"ops":{"size":1}}"#).refuses(&["refill_time"]);
+    assert!(machine.changes.lock().unwrap().is_empty());
 }
 
 #[test]
@@ -441,7 +467,9 @@ fn a_started_vms_drive_gets_another_file_and_limit() {
     assert!(shown()["rate_limiter"].is_null());
     let changes = machine.changes.lock().unwrap();
     assert_eq!(changes.len(), 4, "{changes:?}");
-    let (id, change) = &changes[0];
+    let (id, DeviceChange::Drive(change)) = &changes[0] else {
+        panic!("not of a drive: {:?}", changes[0]);
+    };
     assert_eq!((id.as_str(), &change.path), ("d", &None));
     assert_eq!(change.limiter.bandwidth, None);
     assert_eq!(

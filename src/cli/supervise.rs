@@ -332,7 +332,7 @@ mod tests {
     struct Deaf;
 
     impl Machine for Deaf {
-        fn change_drive(&self, _: &str, _: api::vmm::DriveChange, _: Reply) {}
+        fn change_device(&self, _: &str, _: api::vmm::DeviceChange, _: Reply) {}
         fn command(&self, _: Command, _: Reply) {}
         fn fail(&self, _: String) {}
         fn state(&self) -> MachineState {

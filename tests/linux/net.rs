@@ -22,6 +22,8 @@ pub fn with_tap(mut spec: VmSpec, tap: &Tap, mtu: Option<u16>) -> VmSpec {
         tap: tap.name.to_owned(),
         mac: Some(MAC),
         mtu,
+        rx_limiter: vmm::LimiterSpec::default(),
+        tx_limiter: vmm::LimiterSpec::default(),
     });
     spec
 }

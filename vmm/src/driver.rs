@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use devices::legacy::{GuestMessage, MessageKind, PanicKind};
-use devices::virtio::{BalloonOrder, DeviceEvent, DriveChange};
+use devices::virtio::{BalloonOrder, DeviceChange, DeviceEvent};
 use observe::blackbox::End;
 use observe::verdict::Change;
 
@@ -48,8 +48,8 @@ pub enum Message {
     Command(VmCommand, Reply),
     /// From a handle: an order to the balloon.
     Balloon(BalloonOrder, Reply),
-    /// From a handle: another file or limit for the drive of this id.
-    ChangeDrive(String, DriveChange, Reply),
+    /// From a handle: a change of the drive or interface of this id.
+    ChangeDevice(String, DeviceChange, Reply),
     /// From a handle: a look into this vCPU.
     Inspect(u8, Request),
 }
@@ -211,8 +211,8 @@ impl Driver {
                 reply(self.balloon(order));
                 Ok(())
             }
-            Message::ChangeDrive(id, change, reply) => {
-                let done = self.machine.change_drive(&id, change);
+            Message::ChangeDevice(id, change, reply) => {
+                let done = self.machine.change_device(&id, change);
                 reply(done.map_err(CommandError::Refused));
                 Ok(())
             }
@@ -422,7 +422,7 @@ impl Driver {
         for message in waiting_events.into_iter().chain(inbox.try_iter()) {
             match message {
                 Message::Command(command, reply) => waiting_commands.push_back((command, reply)),
-                Message::Balloon(_, reply) | Message::ChangeDrive(_, _, reply) => {
+                Message::Balloon(_, reply) | Message::ChangeDevice(_, _, reply) => {
                     reply(Err(CommandError::Ended));
                 }
                 Message::Guest(message) => events(VmEvent::Guest(message)),

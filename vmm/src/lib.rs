@@ -58,9 +58,9 @@ pub use memory::MemoryError;
 pub use observe;
 pub use sections::SECTIONS;
 pub use spec::{
-    Backing, BalloonSpec, BlackBoxSpec, BootSpec, BucketSpec, Cache, DriveChange, DriveSpec,
-    EntropySpec, Entry, IoEngine, Judging, LimiterSpec, MAX_DRIVE_QUEUES, MemorySpec, NetSpec,
-    SerialInput, SerialOutput, SerialSpec, Unpack, VmSpec, VsockSpec,
+    Backing, BalloonSpec, BlackBoxSpec, BootSpec, BucketSpec, Cache, DeviceChange, DriveChange,
+    DriveSpec, EntropySpec, Entry, IoEngine, Judging, LimiterSpec, MAX_DRIVE_QUEUES, MemorySpec,
+    NetChange, NetSpec, SerialInput, SerialOutput, SerialSpec, Unpack, VmSpec, VsockSpec,
 };
 pub use validate::SpecError;
 pub use vcpu::exit::ResetCause;

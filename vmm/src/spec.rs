@@ -10,7 +10,9 @@ use crate::watcher::judge::Limits;
 
 pub use crate::watcher::judge::Judging;
 pub use devices::virtio::blk::MAX_QUEUES as MAX_DRIVE_QUEUES;
-pub use devices::virtio::{BucketSpec, DriveChange, IoEngine, LimiterSpec};
+pub use devices::virtio::{
+    BucketSpec, DeviceChange, DriveChange, IoEngine, LimiterSpec, NetChange,
+};
 pub use memory::{Backing, MemorySpec};
 
 /// Most vCPUs of a VM.
@@ -142,6 +144,10 @@ pub struct NetSpec {
     pub mac: Option<[u8; 6]>,
     /// The MTU offered to the guest, at least 68.
     pub mtu: Option<u16>,
+    /// How much the guest may receive.
+    pub rx_limiter: LimiterSpec,
+    /// How much it may send.
+    pub tx_limiter: LimiterSpec,
 }
 
 /// A balloon: memory that the guest lends to the host.

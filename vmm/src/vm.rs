@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use devices::legacy::{GuestMessage, PanicKind, WatchBlock};
-use devices::virtio::{BalloonBlock, BalloonOrder, BalloonRefusal, DriveChange, ThreadBlock};
+use devices::virtio::{BalloonBlock, BalloonOrder, BalloonRefusal, DeviceChange, ThreadBlock};
 use memory::GuestRam;
 use observe::reader::{ReadError, Reader, Snapshot};
 use observe::verdict::Change;
@@ -297,12 +297,12 @@ impl Vm {
         })
     }
 
-    /// Changes the drive `id` while the guest has it: another file, of which the guest is told the
-    /// size, or another limit. `reply` is called as by [`Vm::command`].
-    pub fn change_drive(&self, id: &str, change: DriveChange, reply: Reply) {
-        let message = Message::ChangeDrive(id.to_owned(), change, reply);
+    /// Changes the drive or the interface `id` while the guest has it: another file for a drive, of
+    /// which the guest is told the size, or another limit. `reply` is called as by [`Vm::command`].
+    pub fn change_device(&self, id: &str, change: DeviceChange, reply: Reply) {
+        let message = Message::ChangeDevice(id.to_owned(), change, reply);
         if let Err(returned) = self.inbox.send(message)
-            && let Message::ChangeDrive(_, _, reply) = returned.0
+            && let Message::ChangeDevice(_, _, reply) = returned.0
         {
             reply(Err(CommandError::Ended));
         }

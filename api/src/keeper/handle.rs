@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::observe::reader::Snapshot;
-use vmm::{DriveChange, DumpKind, Standing};
+use vmm::{DeviceChange, DumpKind, Standing};
 
 use super::Keeper;
 use crate::machine::{Command, Machine, MachineError, MachineState, Reply, Runs};
@@ -21,7 +21,7 @@ impl Machine for Keeper {
         }
     }
 
-    fn change_drive(&self, id: &str, change: DriveChange, reply: Reply) {
+    fn change_device(&self, id: &str, change: DeviceChange, reply: Reply) {
         let machine = match self.machine() {
             Ok(_) if self.lock().is_waiting => {
                 return reply(Err("the microVM is started again in a while".into()));
@@ -30,14 +30,14 @@ impl Machine for Keeper {
             Err(error) => return reply(Err(error)),
         };
         // The next run has what this one had at its end.
-        let (keeper, drive, changed) = (self.clone(), id.to_owned(), change.clone());
+        let (keeper, device, changed) = (self.clone(), id.to_owned(), change.clone());
         let remember = move |done: Result<(), MachineError>| {
             if done.is_ok() {
-                keeper.note_drive(&drive, &changed);
+                keeper.note_change(&device, &changed);
             }
             reply(done);
         };
-        machine.change_drive(id, change, Box::new(remember));
+        machine.change_device(id, change, Box::new(remember));
     }
 
     fn fail(&self, reason: String) {

@@ -12,7 +12,7 @@ impl Machine for Still {
     fn command(&self, _: Command, reply: Reply) {
         reply(Ok(()));
     }
-    fn change_drive(&self, _: &str, _: vmm::DriveChange, reply: Reply) {
+    fn change_device(&self, _: &str, _: vmm::DeviceChange, reply: Reply) {
         reply(Ok(()));
     }
     fn fail(&self, reason: String) {
@@ -341,16 +341,47 @@ fn a_drive_that_was_changed_is_so_in_the_next_run() {
             queues: 1,
         })
         .to_vec();
+    // Interfaces have ids of their own.
+    wanted.networks = [("c", None), ("b", bucket(3))]
+        .map(|(id, ops)| vmm::NetSpec {
+            id: id.to_owned(),
+            tap: "tap".to_owned(),
+            mac: None,
+            mtu: None,
+            rx_limiter: vmm::LimiterSpec {
+                bandwidth: None,
+                ops,
+            },
+            tx_limiter: vmm::LimiterSpec::default(),
+        })
+        .to_vec();
     let machine = test.keeper.launch(wanted.clone()).unwrap();
-    let change = DriveChange {
+    let change = DeviceChange::Drive(vmm::DriveChange {
         path: Some("/new".into()),
         limiter: vmm::LimiterSpec {
             bandwidth: None,
             ops: bucket(7),
         },
+    });
+    machine.change_device("b", change, Box::new(|done| assert!(done.is_ok())));
+    let change = DeviceChange::Network(vmm::NetChange {
+        rx_limiter: vmm::LimiterSpec {
+            bandwidth: bucket(9),
+            ops: None,
+        },
+        ..vmm::NetChange::default()
+    });
+    machine.change_device("b", change, Box::new(|done| assert!(done.is_ok())));
+    let kept = test.keeper.lock().spec.clone().unwrap();
+    let limits = |network: &vmm::NetSpec| (network.rx_limiter, network.tx_limiter);
+    let networks: Vec<_> = kept.networks.iter().map(limits).collect();
+    let none = vmm::LimiterSpec::default();
+    let changed = vmm::LimiterSpec {
+        bandwidth: bucket(9),
+        ops: bucket(3),
     };
-    machine.change_drive("b", change, Box::new(|done| assert!(done.is_ok())));
-    let kept = test.keeper.lock().spec.clone().unwrap().drives;
+    assert_eq!(networks, [(none, none), (changed, none)]);
+    let kept = kept.drives;
     wanted.drives[1].path = "/new".into();
     wanted.drives[1].limiter.ops = bucket(7);
     assert_eq!(kept, wanted.drives);

@@ -62,7 +62,7 @@ struct Fake {
 
 impl Machine for Fake {
     fn command(&self, _: Command, _: CommandReply) {}
-    fn change_drive(&self, _: &str, _: vmm::DriveChange, reply: CommandReply) {
+    fn change_device(&self, _: &str, _: vmm::DeviceChange, reply: CommandReply) {
         reply(Ok(()));
     }
     fn fail(&self, _: String) {}

@@ -154,9 +154,19 @@ fn add_block(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) 
 
 fn add_net(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) {
     let device = snapshot.section(&format!("device/{name}"));
-    for (index, events, none) in [
-        ("0", "rx_queue_event_count", "no_rx_avail_buffer"),
-        ("1", "tx_queue_event_count", "no_tx_avail_buffer"),
+    for (index, events, none, throttled) in [
+        (
+            "0",
+            "rx_queue_event_count",
+            "no_rx_avail_buffer",
+            "rx_rate_limiter_throttled",
+        ),
+        (
+            "1",
+            "tx_queue_event_count",
+            "no_tx_avail_buffer",
+            "tx_rate_limiter_throttled",
+        ),
     ] {
         let queue = snapshot.section(&format!("queue/{name}/{index}"));
         let queued = |field: &str| queue.and_then(|queue| queue.counter(field)).unwrap_or(0);
@@ -167,6 +177,7 @@ fn add_net(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) {
             "spurious_kicks"
         };
         totals.count(group, none, queued(empty));
+        totals.count(group, throttled, queued("limited"));
         totals.count(group, "event_fails", queued("broken"));
     }
     for (operation, count, packets, bytes, fails) in [

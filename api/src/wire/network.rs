@@ -4,9 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use vmm::NetSpec;
+use vmm::{NetChange, NetSpec};
 
-use super::{RateLimiterWire, WireError, rate_limiter};
+use super::{RateLimiterWire, WireError};
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,9 +21,9 @@ pub struct NetworkWire {
     /// The guest's MTU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
-    /// Not supported by this build.
+    /// How much the guest may receive.
     pub rx_rate_limiter: Option<RateLimiterWire>,
-    /// Not supported by this build.
+    /// How much it may send.
     pub tx_rate_limiter: Option<RateLimiterWire>,
 }
 
@@ -86,21 +86,62 @@ impl NetworkWire {
     /// The interface as GET /vm/config shows it, and as a spec.
     ///
     /// # Errors
-    /// A field that this build does not support.
+    /// None in this build; there will be some.
     pub fn convert(self) -> Result<(NetworkWire, NetSpec), WireError> {
-        rate_limiter::refuse(self.rx_rate_limiter.as_ref(), "rx_rate_limiter")?;
-        rate_limiter::refuse(self.tx_rate_limiter.as_ref(), "tx_rate_limiter")?;
+        let rx_rate_limiter = self.rx_rate_limiter.and_then(RateLimiterWire::tidy);
+        let tx_rate_limiter = self.tx_rate_limiter.and_then(RateLimiterWire::tidy);
         let spec = NetSpec {
             id: self.iface_id.clone(),
             tap: self.host_dev_name.clone(),
             mac: self.guest_mac.map(|mac| mac.0),
             mtu: self.mtu,
+            rx_limiter: RateLimiterWire::spec_of(rx_rate_limiter.as_ref()),
+            tx_limiter: RateLimiterWire::spec_of(tx_rate_limiter.as_ref()),
         };
         let filled = NetworkWire {
-            rx_rate_limiter: None,
-            tx_rate_limiter: None,
+            rx_rate_limiter,
+            tx_rate_limiter,
             ..self
         };
         Ok((filled, spec))
+    }
+}
+
+/// PATCH `/network-interfaces/{iface_id}`: what is left out stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkPatchWire {
+    /// Its id, as in the path.
+    pub iface_id: String,
+    /// A bucket without size and refill time takes that limit away.
+    pub rx_rate_limiter: Option<RateLimiterWire>,
+    /// As `rx_rate_limiter`.
+    pub tx_rate_limiter: Option<RateLimiterWire>,
+}
+
+impl NetworkPatchWire {
+    /// What the VM is told.
+    pub fn change(&self) -> NetChange {
+        NetChange {
+            rx_limiter: RateLimiterWire::spec_of(self.rx_rate_limiter.as_ref()),
+            tx_limiter: RateLimiterWire::spec_of(self.tx_rate_limiter.as_ref()),
+        }
+    }
+
+    /// The interface as it is then.
+    #[must_use]
+    pub fn applied(self, network: NetworkWire) -> NetworkWire {
+        let of = |limiter: Option<RateLimiterWire>, change: Option<RateLimiterWire>| {
+            Some(
+                limiter
+                    .unwrap_or_default()
+                    .changed(change.unwrap_or_default()),
+            )
+        };
+        NetworkWire {
+            rx_rate_limiter: of(network.rx_rate_limiter, self.rx_rate_limiter),
+            tx_rate_limiter: of(network.tx_rate_limiter, self.tx_rate_limiter),
+            ..network
+        }
     }
 }

@@ -29,6 +29,11 @@ impl RateLimiterWire {
         }
     }
 
+    /// As [`RateLimiterWire::spec`]; one that is not there limits nothing.
+    pub fn spec_of(limiter: Option<&RateLimiterWire>) -> LimiterSpec {
+        limiter.map(RateLimiterWire::spec).unwrap_or_default()
+    }
+
     /// Buckets that limit nothing left out; `None` when none is left.
     pub fn tidy(self) -> Option<RateLimiterWire> {
         let bandwidth = self.bandwidth.filter(TokenBucketWire::limits);

@@ -125,6 +125,20 @@ prop_compose! {
     }
 }
 
+fn any_limiter() -> impl Strategy<Value = Option<RateLimiterWire>> {
+    let bucket = (0u64..3, any::<Option<u64>>(), 0u64..3);
+    let bucket =
+        prop::option::of(
+            bucket.prop_map(|(size, one_time_burst, refill_time)| TokenBucketWire {
+                size,
+                one_time_burst,
+                refill_time,
+            }),
+        );
+    let both = (bucket.clone(), bucket);
+    prop::option::of(both.prop_map(|(bandwidth, ops)| RateLimiterWire { bandwidth, ops }))
+}
+
 proptest! {
     #[test]
     fn random_bytes_never_panic(body: Vec<u8>) {
@@ -146,17 +160,47 @@ proptest! {
     }
 
     #[test]
-    fn networks_survive_the_round_trip(mac: [u8; 6], mtu: Option<u16>, host_dev_name: String) {
+    fn networks_survive_the_round_trip(
+        mac: [u8; 6], mtu: Option<u16>, host_dev_name: String, rx in any_limiter(), tx in any_limiter(),
+    ) {
         let network = NetworkWire {
             iface_id: "a".to_owned(),
             host_dev_name,
             guest_mac: Some(MacWire(mac)),
             mtu,
-            rx_rate_limiter: None,
-            tx_rate_limiter: None,
+            rx_rate_limiter: rx,
+            tx_rate_limiter: tx,
         };
         let text = serde_json::to_vec(&network).unwrap();
         prop_assert_eq!(parse::<NetworkWire>(&text).unwrap(), network);
+    }
+
+    /// What is shown after a change is what the device limits to after it, and is taken again.
+    #[test]
+    fn a_changed_interface_is_shown_as_it_limits(
+        rx in any_limiter(), tx in any_limiter(), new_rx in any_limiter(), new_tx in any_limiter(),
+    ) {
+        let network = NetworkWire {
+            iface_id: "a".to_owned(),
+            host_dev_name: "tap0".to_owned(),
+            guest_mac: None,
+            mtu: None,
+            rx_rate_limiter: rx,
+            tx_rate_limiter: tx,
+        };
+        let (network, before) = network.convert().unwrap();
+        let patch = NetworkPatchWire {
+            iface_id: "a".to_owned(),
+            rx_rate_limiter: new_rx,
+            tx_rate_limiter: new_tx,
+        };
+        let change = patch.change();
+        let (shown, after) = patch.applied(network).convert().unwrap();
+        prop_assert_eq!(after.rx_limiter, before.rx_limiter.changed(change.rx_limiter));
+        prop_assert_eq!(after.tx_limiter, before.tx_limiter.changed(change.tx_limiter));
+        let text = serde_json::to_vec(&shown).unwrap();
+        let again = parse::<NetworkWire>(&text).unwrap().convert().unwrap();
+        prop_assert_eq!(again, (shown, after));
     }
 
     #[test]

@@ -21,14 +21,14 @@ use api::session::{Deadlines, SessionParts};
 use serde_json::Value;
 use vmm::observe::reader::{Reader, Snapshot};
 use vmm::observe::{BlackBox, Meta};
-use vmm::{BlackBoxSpec, DriveChange, DumpKind, SerialInput, VmSpec};
+use vmm::{BlackBoxSpec, DeviceChange, DumpKind, SerialInput, VmSpec};
 
 /// A VM that does as it is told, or not at all.
 pub struct FakeMachine {
     state: AtomicU8,
     pub deaf: bool,
     pub told: Mutex<Vec<Command>>,
-    pub changes: Mutex<Vec<(String, DriveChange)>>,
+    pub changes: Mutex<Vec<(String, DeviceChange)>>,
     /// Replies that are never given, kept so that they are not dropped either.
     kept: Mutex<Vec<Reply>>,
 }
@@ -55,10 +55,13 @@ impl Machine for FakeMachine {
         std::thread::spawn(move || reply(Ok(())));
     }
 
-    fn change_drive(&self, id: &str, change: DriveChange, reply: Reply) {
+    fn change_device(&self, id: &str, change: DeviceChange, reply: Reply) {
         let told = (id.to_owned(), change.clone());
         self.changes.lock().unwrap().push(told);
-        let refused = change.path.is_some_and(|path| path.ends_with("taken"));
+        let refused = match change {
+            DeviceChange::Drive(change) => change.path.is_some_and(|path| path.ends_with("taken")),
+            DeviceChange::Network(_) => false,
+        };
         reply(match refused {
             true => Err("it is in use".into()),
             false => Ok(()),

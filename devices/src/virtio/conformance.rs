@@ -101,7 +101,8 @@ fn interface(machine: &mut Machine, id: &str, rings: u64) -> Subject {
     let (tap, other) = UnixDatagram::pair().unwrap();
     tap.set_nonblocking(true).unwrap();
     other.set_nonblocking(true).unwrap();
-    let device = NetDevice::with_stand_in(id, OwnedFd::from(tap));
+    let spec = crate::virtio::net::tests::stand_in_spec(id);
+    let device = NetDevice::with_stand_in(spec, OwnedFd::from(tap)).unwrap();
     let driver = machine.attach(device, rings);
     Subject {
         driver,

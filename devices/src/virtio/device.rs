@@ -45,6 +45,8 @@ pub struct DeviceProfile {
 pub enum DeviceChange {
     /// Of a drive.
     Drive(super::blk::DriveChange),
+    /// Of a network interface.
+    Network(super::net::NetChange),
 }
 
 /// A device behind a transport. It lives on its I/O thread from [`super::IoThread::attach`] on,

@@ -14,7 +14,11 @@
     clippy::arithmetic_side_effects
 )]
 
+mod throttle;
+
 use std::time::Duration;
+
+pub use self::throttle::Throttle;
 
 /// One bucket. Without a size or a refill time it limits nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,6 +170,16 @@ impl Limiter {
     /// # Errors
     /// How long it has to wait; nothing is taken then.
     pub fn take(&mut self, bytes: u64, now_ns: u64) -> Result<(), Duration> {
+        self.wait(bytes, now_ns)?;
+        self.charge(bytes);
+        Ok(())
+    }
+
+    /// Whether one operation of so many bytes may go on. Takes nothing.
+    ///
+    /// # Errors
+    /// How long it has to wait.
+    pub fn wait(&mut self, bytes: u64, now_ns: u64) -> Result<(), Duration> {
         let both = [(&mut self.bandwidth, bytes), (&mut self.ops, 1)];
         let mut wait_ns = 0;
         for (bucket, tokens) in both {
@@ -177,13 +191,18 @@ impl Limiter {
         if wait_ns > 0 {
             return Err(Duration::from_nanos(wait_ns));
         }
+        Ok(())
+    }
+
+    /// Takes what one operation of so many bytes needs, also what is not there: that is owed, and
+    /// what comes next waits for it.
+    pub fn charge(&mut self, bytes: u64) {
         if let Some(bucket) = &mut self.bandwidth {
             bucket.take(bytes);
         }
         if let Some(bucket) = &mut self.ops {
             bucket.take(1);
         }
-        Ok(())
     }
 }
 

@@ -49,10 +49,10 @@ pub use counters::{
 pub use device::{ConfigSpace, DeviceChange, DeviceProfile, VirtioDevice};
 pub use front::{Front, RESET_DEADLINE};
 pub use io_thread::{IoThread, IoThreadError, IoThreadSpec};
-pub use limiter::{BucketSpec, Limiter, LimiterSpec};
+pub use limiter::{BucketSpec, Limiter, LimiterSpec, Throttle};
 pub use link::{DeviceEvent, DeviceEventKind, DeviceLink, OnEvent};
 pub use mmio::MmioTransport;
-pub use net::{NetDevice, NetError, TapSpec};
+pub use net::{NetChange, NetDevice, NetError, TapSpec};
 pub use pci::{MessageRouter, PciTransport};
 pub use queue::{Chain, QueueError, QueueLayout, QueueRunner};
 pub use rng::EntropyDevice;

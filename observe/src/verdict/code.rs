@@ -131,7 +131,7 @@ codes! {
         "The guest's interface is down or its driver is stuck.";
     QueueRateLimited, "queue-rate-limited", Info,
         "Requests wait because the operator limits their rate.",
-        "If that is not wanted, raise the device's rate_limiter (PATCH /drives/ID while the VM runs).";
+        "If that is not wanted, raise the device's rate_limiter (PATCH /drives/ID or /network-interfaces/ID while the VM runs).";
     QueueBroken, "queue-broken", Error,
         "The guest broke the ring.",
         "The guest's driver is faulty or hostile: the reason is named. It has to reset the device.";

@@ -12,8 +12,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use devices::legacy::{Console, DebugExit, I8042};
+use devices::virtio::DeviceChange;
 use devices::virtio::{BalloonHandle, BalloonOrder, BalloonRefusal, IoThread, ThreadBlock};
-use devices::virtio::{DeviceChange, DriveChange};
 use kvm_ioctls::VmFd;
 use memory::GuestRam;
 use observe::blackbox::{End, Pulse};
@@ -170,15 +170,25 @@ impl Machine {
         Arc::downgrade(&self.ram)
     }
 
-    /// Changes a drive, by its id.
+    /// Changes a drive or an interface, by its id.
     ///
     /// # Errors
-    /// There is no such drive; it refuses; its thread misses the deadline.
-    pub fn change_drive(&self, id: &str, change: DriveChange) -> Result<(), String> {
-        let thread = format!("io-{}", virtio::drive_name(id));
-        let found = self.io_threads.iter().find(|there| there.name() == thread);
-        let found = found.ok_or_else(|| format!("the microVM has no drive {id}"))?;
-        let change = DeviceChange::Drive(change);
+    /// There is no such device; it refuses; its thread misses the deadline.
+    pub fn change_device(&self, id: &str, change: DeviceChange) -> Result<(), String> {
+        let (what, names) = match change {
+            DeviceChange::Drive(_) => ("drive", vec![virtio::drive_name(id)]),
+            // Under its own id there may be a drive, and then it has the first name.
+            DeviceChange::Network(_) => {
+                let names = vec![virtio::network_name_beside(id), id.to_owned()];
+                ("network interface", names)
+            }
+        };
+        let mut threads = names.iter().filter_map(|name| {
+            let thread = format!("io-{name}");
+            self.io_threads.iter().find(|there| there.name() == thread)
+        });
+        let found = threads.next();
+        let found = found.ok_or_else(|| format!("the microVM has no {what} {id}"))?;
         let done = found.change(0, change, self.deadline);
         done.map_err(|error| error.to_string())
     }

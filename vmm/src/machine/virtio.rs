@@ -150,10 +150,15 @@ pub fn drive_name(id: &str) -> String {
 /// As [`drive_name`]; a drive may have the same id, and then it has the name.
 fn network_name(id: &str, drives: &[DriveSpec]) -> String {
     if OWN.contains(&id) || drives.iter().any(|drive| drive.id == id) {
-        format!("net-{id}")
+        network_name_beside(id)
     } else {
         id.to_owned()
     }
+}
+
+/// What an interface is called whose id is the name of another device.
+pub fn network_name_beside(id: &str) -> String {
+    format!("net-{id}")
 }
 
 /// What the entropy device is called, if there is one.
@@ -205,6 +210,8 @@ fn open_network(spec: &NetSpec, name: String) -> Result<Box<dyn VirtioDevice>, L
         tap: spec.tap.clone(),
         mac: spec.mac,
         mtu: spec.mtu,
+        rx_limiter: spec.rx_limiter,
+        tx_limiter: spec.tx_limiter,
     });
     match device {
         Ok(device) => Ok(Box::new(device)),

@@ -21,6 +21,8 @@ fn tap(name: &str) -> NetSpec {
         tap: name.into(),
         mac: None,
         mtu: None,
+        rx_limiter: crate::spec::LimiterSpec::default(),
+        tx_limiter: crate::spec::LimiterSpec::default(),
     }
 }
 

@@ -335,7 +335,9 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn change(&mut self, change: DeviceChange, queues: &mut [QueueRunner]) -> Result<(), String> {
-        let DeviceChange::Drive(DriveChange { path, limiter }) = change;
+        let DeviceChange::Drive(DriveChange { path, limiter }) = change else {
+            return Err("what is changed is not of a drive".to_owned());
+        };
         if let Some(path) = path {
             if !self.drain(queues) {
                 return Err(format!(

@@ -63,6 +63,20 @@ fn what_is_larger_than_the_bucket_is_paid_for_afterwards() {
 }
 
 #[test]
+fn what_is_charged_unseen_is_owed() {
+    let mut limiter = of_bytes(1000, 0, 100);
+    assert_eq!(limiter.wait(1, 0), Ok(()));
+    assert_eq!(limiter.wait(1000, 0), Ok(()), "asking takes nothing");
+    limiter.charge(1400);
+    assert_eq!(limiter.wait(1, 0), Err(Duration::from_micros(40_100)));
+    assert_eq!(limiter.wait(1, 41 * MS), Ok(()));
+    let mut burst = of_bytes(1000, 500, 100);
+    burst.charge(1400);
+    assert_eq!(burst.take(100, 0), Ok(()), "the burst pays first");
+    assert_eq!(burst.take(1, 0), Err(Duration::from_micros(100)));
+}
+
+#[test]
 fn both_buckets_have_to_agree_and_neither_pays_alone() {
     let spec = LimiterSpec {
         bandwidth: bucket(1000, 0, 100),
@@ -146,12 +160,36 @@ proptest! {
         }
     }
 
+    /// The same where the bytes are known only afterwards.
+    #[test]
+    fn the_rate_holds_for_what_is_charged_afterwards(
+        size in 1u64..100_000, burst in 0u64..1000, refill_ms in 1u64..5000,
+        asked in prop::collection::vec((1u64..200_000, 0u64..50), 1..100),
+    ) {
+        let mut limiter = of_bytes(size, burst, refill_ms);
+        let (mut now, mut through, mut largest) = (0, 0u128, 0u128);
+        for (bytes, pause_ms) in asked {
+            now += pause_ms * MS;
+            if let Err(wait) = limiter.wait(1, now) {
+                prop_assert!(wait > Duration::ZERO);
+                now += wait.as_nanos() as u64;
+                prop_assert_eq!(limiter.wait(1, now), Ok(()));
+            }
+            limiter.charge(bytes);
+            (through, largest) = (through + u128::from(bytes), largest.max(u128::from(bytes)));
+            let filled = u128::from(now) * u128::from(size) / u128::from(refill_ms * MS);
+            prop_assert!(through <= u128::from(size + burst) + filled + largest + 1);
+        }
+    }
+
     #[test]
     fn no_numbers_are_too_large(size: u64, burst: u64, refill: u64, bytes: u64, now: u64) {
         let mut limiter = of_bytes(size, burst, refill);
         let _ = limiter.take(bytes, 0);
         let _ = limiter.take(bytes, now);
         let _ = limiter.take(u64::MAX, u64::MAX);
+        limiter.charge(u64::MAX);
+        limiter.charge(bytes);
         let _ = limiter.take(u64::MAX, u64::MAX);
     }
 }

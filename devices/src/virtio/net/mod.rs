@@ -2,6 +2,9 @@
 //!
 //! Frames go straight between the guest's buffers and the tap, one system call each. The header
 //! before each frame is passed through: the host's stack does checksums and segmentation.
+//!
+//! Each direction has a limiter. Frames that have to wait stay where they are: the guest's in its
+//! ring, the host's in the tap, which drops what its own queue cannot hold.
 
 #![deny(
     clippy::unwrap_used,
@@ -11,6 +14,7 @@
 )]
 
 mod receive;
+mod spec;
 mod tap;
 mod transmit;
 
@@ -23,9 +27,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net as net;
 
 use self::receive::Receiver;
+use self::spec::MIN_MTU;
+pub use self::spec::{NetChange, NetError, TapSpec};
 pub use self::tap::{HEADER_BYTES, Tap};
 use self::transmit::Sender;
-use super::device::{ConfigSpace, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
+use super::device::{ConfigSpace, DeviceChange, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
+use super::limiter::Throttle;
 use super::queue::QueueRunner;
 
 const QUEUE_SIZE: u16 = 256;
@@ -35,10 +42,12 @@ const RX: usize = 0;
 const TX: usize = 1;
 /// The tap's token in the event loop.
 const TAP: u32 = 0;
+/// That of the timer which ends a wait of the receive queue.
+const RX_TIMER: u32 = 1;
+/// The same of the transmit queue.
+const TX_TIMER: u32 = 2;
 /// Where the status field is in the configuration space.
 const STATUS_OFFSET: usize = 6;
-/// The smallest MTU that the specification allows (virtio 1.2, 5.1.4.1).
-const MIN_MTU: u16 = 68;
 
 const OPERATIONS: &[&str] = &["rx", "tx"];
 /// [`OPERATIONS`], by number.
@@ -71,78 +80,6 @@ const DROP_CAUSES: &[&str] = &[
     "tx_no_tap",
 ];
 
-/// A network interface, as the machine's builder wants it.
-#[derive(Clone, Debug)]
-pub struct TapSpec {
-    /// Its name in the machine; the guest does not see it.
-    pub id: String,
-    /// The host's tap device, which must exist.
-    pub tap: String,
-    /// The MAC address offered; the guest makes one up when there is none.
-    pub mac: Option<[u8; 6]>,
-    /// The MTU offered, at least 68 and at most the tap's.
-    pub mtu: Option<u16>,
-}
-
-/// Why a network interface cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// There is no such interface.
-    #[error(
-        "the tap {tap} does not exist; make it: ip tuntap add {tap} mode tap && ip link set {tap} up"
-    )]
-    Missing {
-        /// The interface.
-        tap: String,
-    },
-    /// It is another kind of interface.
-    #[error("{tap} is not a tap that takes one queue; make one: ip tuntap add NAME mode tap")]
-    NoTap {
-        /// The interface.
-        tap: String,
-    },
-    /// Another process has it.
-    #[error("the tap {tap} is in use by another process; end that or give another tap")]
-    Busy {
-        /// The interface.
-        tap: String,
-    },
-    /// This process may not have it.
-    #[error(
-        "the tap {tap} belongs to another user; make it for this one: ip tuntap add {tap} mode tap user NAME"
-    )]
-    Denied {
-        /// The interface.
-        tap: String,
-    },
-    /// The host has no taps for this process.
-    #[error(
-        "/dev/net/tun cannot be opened: {source}; load the tun module and give this process access to it"
-    )]
-    NoTun {
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The MTU is too small, or more than the tap's.
-    #[error("mtu {asked} is not between {MIN_MTU} and the {limit} of the tap {tap}")]
-    Mtu {
-        /// The interface.
-        tap: String,
-        /// MTU asked.
-        asked: u16,
-        /// The tap's.
-        limit: u16,
-    },
-    /// Something else failed.
-    #[error("the tap {tap} cannot be opened: {source}")]
-    Open {
-        /// The interface.
-        tap: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
 /// A network interface of the guest.
 pub struct NetDevice {
     spec: TapSpec,
@@ -150,6 +87,8 @@ pub struct NetDevice {
     config: Arc<ConfigSpace>,
     receiver: Receiver,
     sender: Sender,
+    rx_throttle: Throttle,
+    tx_throttle: Throttle,
     /// The tap was deleted: nothing comes, and what is sent is dropped.
     gone: bool,
 }
@@ -171,39 +110,41 @@ impl NetDevice {
                 return Err(NetError::Mtu { tap, asked, limit });
             }
         }
-        Ok(Self::with_tap(spec, tap))
+        Self::with_tap(spec, tap)
     }
 
     /// A device whose tap is a socket of datagrams.
     #[cfg(test)]
-    pub(crate) fn with_stand_in(id: &str, fd: std::os::fd::OwnedFd) -> Self {
-        let spec = TapSpec {
-            id: id.to_owned(),
-            tap: "stand-in".to_owned(),
-            mac: Some([2, 0, 0, 0, 0, 1]),
-            mtu: None,
-        };
+    pub(crate) fn with_stand_in(spec: TapSpec, fd: std::os::fd::OwnedFd) -> Result<Self, NetError> {
         Self::with_tap(spec, Tap::stand_in(fd))
     }
 
-    fn with_tap(spec: TapSpec, tap: Tap) -> Self {
+    fn with_tap(spec: TapSpec, tap: Tap) -> Result<Self, NetError> {
         let config = Arc::new(config(&spec));
-        NetDevice {
+        let throttle = |limiter| {
+            Throttle::new(limiter).map_err(|source| NetError::Timer {
+                id: spec.id.clone(),
+                source,
+            })
+        };
+        Ok(NetDevice {
             sender: Sender::new(spec.mtu),
+            rx_throttle: throttle(spec.rx_limiter)?,
+            tx_throttle: throttle(spec.tx_limiter)?,
             spec,
             tap,
             config,
             receiver: Receiver::default(),
             gone: false,
-        }
+        })
     }
 
     fn receive(&mut self, queues: &mut [QueueRunner]) {
         let Some(queue) = queues.get_mut(RX).filter(|_| !self.gone) else {
             return;
         };
-        let outcome = self.receiver.run(self.tap.as_fd(), queue);
-        self.survive(outcome, queue, OPERATION_RX);
+        let outcome = self.receiver.run(&self.tap, &mut self.rx_throttle, queue);
+        self.survive(outcome, queues, OPERATION_RX);
     }
 
     fn transmit(&mut self, queues: &mut [QueueRunner]) {
@@ -211,19 +152,23 @@ impl NetDevice {
             return;
         };
         let tap = (!self.gone).then_some(self.tap.as_fd());
-        let outcome = self.sender.run(tap, queue);
-        if self.survive(outcome, queue, OPERATION_TX) {
+        let outcome = self.sender.run(tap, &mut self.tx_throttle, queue);
+        if self.survive(outcome, queues, OPERATION_TX)
+            && let Some(queue) = queues.get_mut(TX)
+        {
             // What is in the ring goes the way of all frames without a tap.
-            let _ = self.sender.run(None, queue);
+            let _ = self.sender.run(None, &mut self.tx_throttle, queue);
         }
     }
 
     /// A tap that is gone takes the link down: the guest sees a pulled cable, not a dead device.
     /// True when that happened now.
-    fn survive(&mut self, outcome: io::Result<()>, queue: &QueueRunner, operation: u8) -> bool {
-        let Err(error) = outcome else {
+    fn survive(&mut self, done: io::Result<()>, queues: &[QueueRunner], operation: u8) -> bool {
+        let (Err(error), Some(queue)) = (done, queues.get(RX)) else {
             return false;
         };
+        // What waited in the tap is lost with it.
+        queue.limit(false);
         queue.host_error(operation, None, &error);
         queue.backend_gone(&error);
         self.gone = true;
@@ -287,9 +232,7 @@ impl VirtioDevice for NetDevice {
         }
         match self.tap.set_offload(features) {
             Err(error) if is_gone(&error) => {
-                if let Some(queue) = queues.get(RX) {
-                    self.survive(Err(error), queue, OPERATION_RX);
-                }
+                self.survive(Err(error), queues, OPERATION_RX);
                 Ok(())
             }
             other => other,
@@ -297,16 +240,25 @@ impl VirtioDevice for NetDevice {
     }
 
     fn backends(&self) -> Vec<(u32, RawFd)> {
-        vec![(TAP, self.tap.as_fd().as_raw_fd())]
+        vec![
+            (TAP, self.tap.as_fd().as_raw_fd()),
+            (RX_TIMER, self.rx_throttle.fd()),
+            (TX_TIMER, self.tx_throttle.fd()),
+        ]
     }
 
-    fn interest(&self, _token: u32) -> EventSet {
+    fn interest(&self, token: u32) -> EventSet {
+        match token {
+            RX_TIMER => return self.rx_throttle.interest(),
+            TX_TIMER => return self.tx_throttle.interest(),
+            _ => {}
+        }
         let mut interest = EventSet::empty();
         if !self.gone {
-            // Packets that wait while the guest gives no buffers are no reason to wake, but one who
-            // deletes the tap is: the kernel tells it as if a packet had come, so once for each.
+            // Packets that have to wait are no reason to wake, but one who deletes the tap is: the
+            // kernel tells it as if a packet had come, so once for each.
             interest |= EventSet::IN;
-            interest.set(EventSet::EDGE_TRIGGERED, self.receiver.is_starved());
+            interest.set(EventSet::EDGE_TRIGGERED, self.receiver.waits());
             interest.set(EventSet::OUT, self.sender.is_stalled());
         }
         interest
@@ -319,7 +271,18 @@ impl VirtioDevice for NetDevice {
         }
     }
 
-    fn backend_ready(&mut self, _token: u32, events: EventSet, queues: &mut [QueueRunner]) {
+    fn backend_ready(&mut self, token: u32, events: EventSet, queues: &mut [QueueRunner]) {
+        match token {
+            RX_TIMER => {
+                self.rx_throttle.ended();
+                return self.receive(queues);
+            }
+            TX_TIMER => {
+                self.tx_throttle.ended();
+                return self.transmit(queues);
+            }
+            _ => {}
+        }
         let failed = events.intersects(EventSet::ERROR | EventSet::HANG_UP);
         if self.sender.is_stalled() && (failed || events.contains(EventSet::OUT)) {
             self.transmit(queues);
@@ -328,13 +291,19 @@ impl VirtioDevice for NetDevice {
             self.receive(queues);
         }
         // The kernel reports an error for a tap without an interface, even while nothing is read.
-        if failed
-            && !self.gone
-            && let Some(queue) = queues.get(RX)
-        {
+        if failed && !self.gone {
             let error = io::Error::from_raw_os_error(libc::ENODEV);
-            self.survive(Err(error), queue, OPERATION_RX);
+            self.survive(Err(error), queues, OPERATION_RX);
         }
+    }
+
+    fn change(&mut self, change: DeviceChange, _queues: &mut [QueueRunner]) -> Result<(), String> {
+        let DeviceChange::Network(change) = change else {
+            return Err("what is changed is not of a network interface".to_owned());
+        };
+        self.rx_throttle.change(change.rx_limiter);
+        self.tx_throttle.change(change.tx_limiter);
+        Ok(())
     }
 
     fn pause(&mut self, queues: &mut [QueueRunner]) {
@@ -374,4 +343,12 @@ fn config(spec: &TapSpec) -> ConfigSpace {
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects
 )]
-mod tests;
+pub(crate) mod tests;
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+mod limit_tests;

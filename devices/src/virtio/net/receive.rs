@@ -8,10 +8,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 
-use super::tap::HEADER_BYTES;
+use super::tap::{HEADER_BYTES, Tap};
 use super::{Loss, OPERATION_CONTINUED, OPERATION_RX, is_gone};
+use crate::virtio::limiter::Throttle;
 use crate::virtio::queue::{Chain, QueueRunner};
 use crate::virtio::vectors::GuestVectors;
 use crate::virtio::witness::Done;
@@ -31,6 +32,8 @@ pub struct Receiver {
     /// The buffers' vectors in a row; there is none before activation.
     joined: Option<GuestVectors>,
     starved: bool,
+    /// The tap has packets, and the operator's limit holds them there.
+    held: bool,
 }
 
 impl Receiver {
@@ -43,30 +46,47 @@ impl Receiver {
         }
     }
 
-    /// Whether the tap has packets and the guest has given no buffer: then the tap is not waited
-    /// for, but the guest's kick.
-    pub fn is_starved(&self) -> bool {
-        self.starved
+    /// Whether the tap has packets that have to wait: the guest has given no buffer, or the limit
+    /// holds them. Then the tap is not waited for, but the guest's kick or the timer.
+    pub fn waits(&self) -> bool {
+        self.starved || self.held
     }
 
-    /// Moves packets until there are none, no buffers, or the turn is over.
+    /// Moves packets until there are none, no buffers, the limit is reached, or the turn is over.
     ///
     /// # Errors
     /// The tap is gone.
-    pub fn run(&mut self, tap: BorrowedFd, queue: &mut QueueRunner) -> io::Result<()> {
+    pub fn run(
+        &mut self,
+        tap: &Tap,
+        throttle: &mut Throttle,
+        queue: &mut QueueRunner,
+    ) -> io::Result<()> {
         for packets in 0..TURN_PACKETS {
             if !self.gather(queue) {
                 // After a packet, whether there is another is for the tap to say.
                 self.starved = packets == 0 && queue.broken().is_none();
                 queue.starve(self.starved);
+                self.hold(false, queue);
                 return Ok(());
             }
             self.starved = false;
             queue.starve(false);
+            if !throttle.is_open() {
+                // An empty bucket is no wait as long as nothing comes.
+                self.hold(tap.has_packet(), queue);
+                return Ok(());
+            }
+            self.hold(false, queue);
             let Some(joined) = self.joined.as_mut() else {
                 return Ok(());
             };
-            match joined.receive(tap) {
+            let received = joined.receive(tap.as_fd());
+            if let Ok(received) = &received {
+                // The tap tells a packet's size only with the packet.
+                throttle.charge(received.bytes.saturating_sub(HEADER_BYTES) as u64);
+            }
+            match received {
                 Ok(received) if received.truncated => queue.dropped(Loss::RxTooLong as usize),
                 Ok(received) => self.deliver(received.bytes, queue),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -78,6 +98,11 @@ impl Receiver {
             }
         }
         Ok(())
+    }
+
+    fn hold(&mut self, held: bool, queue: &QueueRunner) {
+        self.held = held;
+        queue.limit(held);
     }
 
     /// Takes buffers until the largest frame fits, or one chain for a driver that does not merge.

@@ -64,6 +64,18 @@ impl Tap {
         Tap { fd, real: false }
     }
 
+    /// Whether a packet waits to be received.
+    pub fn has_packet(&self) -> bool {
+        let mut asked = libc::pollfd {
+            fd: self.fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one pollfd, which outlives the call; it does not wait.
+        let ready = unsafe { libc::poll(&raw mut asked, 1, 0) };
+        ready > 0 && asked.revents & libc::POLLIN != 0
+    }
+
     fn set_header_bytes(&self) -> io::Result<()> {
         let bytes: libc::c_int = 12;
         const { assert!(HEADER_BYTES == 12) };

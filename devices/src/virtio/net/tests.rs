@@ -1,7 +1,7 @@
 use super::*;
 use crate::virtio::device::F_EVENT_IDX;
 use crate::virtio::mock_driver::{Buffer, DATA, Driver, Machine, wait_for};
-use crate::virtio::{DeviceEventKind, QueueBlock};
+use crate::virtio::{DeviceEventKind, LimiterSpec, QueueBlock};
 use memory::{Bytes, GuestAddress};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -11,19 +11,35 @@ use std::time::Duration;
 
 const MERGE: u64 = 1 << net::VIRTIO_NET_F_MRG_RXBUF;
 
-struct Wire {
-    machine: Machine,
-    driver: Driver,
-    host: UnixDatagram,
+/// An interface whose tap is a socket of datagrams.
+pub fn stand_in_spec(id: &str) -> TapSpec {
+    TapSpec {
+        id: id.to_owned(),
+        tap: "stand-in".to_owned(),
+        mac: Some([2, 0, 0, 0, 0, 1]),
+        mtu: None,
+        rx_limiter: LimiterSpec::default(),
+        tx_limiter: LimiterSpec::default(),
+    }
+}
+
+pub struct Wire {
+    pub machine: Machine,
+    pub driver: Driver,
+    pub host: UnixDatagram,
 }
 
 impl Wire {
-    fn new(features: u64) -> Self {
+    pub fn new(features: u64) -> Self {
+        Self::with(stand_in_spec("eth0"), features)
+    }
+
+    pub fn with(spec: TapSpec, features: u64) -> Self {
         let (tap, host) = UnixDatagram::pair().unwrap();
         tap.set_nonblocking(true).unwrap();
         host.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let mut machine = Machine::new();
-        let device = NetDevice::with_stand_in("eth0", OwnedFd::from(tap));
+        let device = NetDevice::with_stand_in(spec, OwnedFd::from(tap)).unwrap();
         let mut driver = machine.attach(device, 0x1_0000);
         driver.start_plain(features);
         Wire {
@@ -33,16 +49,16 @@ impl Wire {
         }
     }
 
-    fn rx(&self) -> &QueueBlock {
+    pub fn rx(&self) -> &QueueBlock {
         &self.driver.seen.queues[RX]
     }
 
-    fn tx(&self) -> &QueueBlock {
+    pub fn tx(&self) -> &QueueBlock {
         &self.driver.seen.queues[TX]
     }
 
     /// The host sends a frame of `bytes` bytes, header included.
-    fn host_sends(&self, bytes: usize) -> Vec<u8> {
+    pub fn host_sends(&self, bytes: usize) -> Vec<u8> {
         let mut frame: Vec<u8> = (0..bytes).map(|place| place as u8 ^ 0x5A).collect();
         frame[..HEADER_BYTES].fill(0);
         self.host.send(&frame).unwrap();
@@ -58,12 +74,12 @@ impl Wire {
         data
     }
 
-    fn give(&mut self, buffers: &[Buffer]) {
+    pub fn give(&mut self, buffers: &[Buffer]) {
         self.driver.add(RX, buffers);
         self.driver.kick(RX);
     }
 
-    fn drops(&self, cause: Loss) -> u64 {
+    pub(super) fn drops(&self, cause: Loss) -> u64 {
         self.driver.seen.device.drops[cause as usize].value()
     }
 }
@@ -297,6 +313,7 @@ fn an_absent_tap_is_named_with_the_remedy() {
         tap: "vtr-none".into(),
         mac: None,
         mtu: None,
+        ..stand_in_spec("eth0")
     };
     let error = NetDevice::open(spec).err().unwrap().to_string();
     assert!(error.contains("vtr-none does not exist"), "{error}");
@@ -338,6 +355,7 @@ fn tap_spec(mtu: Option<u16>) -> TapSpec {
         tap: "tap0".into(),
         mac: Some([2, 0, 0, 0, 0, 7]),
         mtu,
+        ..stand_in_spec("eth0")
     }
 }
 

@@ -9,6 +9,7 @@ use virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_NONE;
 
 use super::tap::HEADER_BYTES;
 use super::{Loss, OPERATION_TX, is_gone};
+use crate::virtio::limiter::Throttle;
 use crate::virtio::queue::{Chain, QueueRunner};
 use crate::virtio::witness::Done;
 
@@ -45,13 +46,19 @@ impl Sender {
         self.stalled.is_some()
     }
 
-    /// Sends until the ring is empty, the turn is over, or the tap is full. Without a tap, frames
-    /// are dropped.
+    /// Sends until the ring is empty, the limit is reached, the turn is over, or the tap is full.
+    /// Without a tap, frames are dropped.
     ///
     /// # Errors
     /// The tap is gone; the frame is kept for a call without one.
-    pub fn run(&mut self, tap: Option<BorrowedFd>, queue: &mut QueueRunner) -> io::Result<()> {
-        while let Some(chain) = self.stalled.take().or_else(|| queue.request()) {
+    pub fn run(
+        &mut self,
+        tap: Option<BorrowedFd>,
+        throttle: &mut Throttle,
+        queue: &mut QueueRunner,
+    ) -> io::Result<()> {
+        // What is stalled has been paid for.
+        while let Some(chain) = self.stalled.take().or_else(|| next(throttle, queue)) {
             let lost = match self.judge(&chain).and(tap.ok_or(Loss::TxNoTap)) {
                 Err(lost) => Some(lost),
                 Ok(tap) => match chain.readable.send(tap) {
@@ -84,6 +91,15 @@ impl Sender {
             Some(_) => Ok(()),
         }
     }
+}
+
+/// Takes the next frame from the ring, unless it has to wait. What is then dropped counts, too: it
+/// is work as well.
+fn next(throttle: &mut Throttle, queue: &mut QueueRunner) -> Option<Chain> {
+    queue.request_if(|chain| {
+        let frame = chain.readable.bytes().saturating_sub(HEADER_BYTES);
+        throttle.take(frame as u64)
+    })
 }
 
 /// The host understood the frame and did not take it, or did not understand it.

@@ -51,8 +51,9 @@ impl QueueRunner {
         self.suppress_kicks(true);
     }
 
-    /// Says whether requests wait by the operator's limit.
-    pub(super) fn limit(&self, limited: bool) {
+    /// Says whether requests wait by the operator's limit: [`QueueRunner::request_if`] does so for
+    /// what the guest asked; a device says it for what the host has for the guest.
+    pub fn limit(&self, limited: bool) {
         let since = &self.block.limited_since;
         match (limited, since.value()) {
             (true, 0) => {
