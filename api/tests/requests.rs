@@ -272,6 +272,8 @@ fn networks_need_a_tap() {
     ask("").refuses(&["nosuchtap9", "ip tuntap add"]);
     ask(r#","guest_mac":"06:00""#).refuses(&["06:00", "MAC"]);
     ask(r#","mtu":60"#).refuses(&["mtu 60", "68"]);
+    ask(r#","mac_filter":true"#).refuses(&["mac_filter", "eth0", "give guest_mac"]);
+    ask(r#","mac_filter":true,"guest_mac":"06:00:ac:10:00:02""#).refuses(&["nosuchtap9"]);
     // A limit is taken, and then it is the tap that is wrong.
     let limiter = r#"{"bandwidth":{"size":1,"refill_time":1,"one_time_burst":2}}"#;
     for field in ["rx_rate_limiter", "tx_rate_limiter"] {

@@ -109,6 +109,7 @@ impl Request {
                 mtu: None,
                 rx_rate_limiter: None,
                 tx_rate_limiter: None,
+                mac_filter: None,
             })?;
         }
         Ok(())

@@ -148,6 +148,8 @@ pub struct NetSpec {
     pub rx_limiter: LimiterSpec,
     /// How much it may send.
     pub tx_limiter: LimiterSpec,
+    /// Whether what it sends from another address than `mac` is dropped; needs `mac`.
+    pub mac_filter: bool,
 }
 
 /// A balloon: memory that the guest lends to the host.

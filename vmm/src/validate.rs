@@ -173,6 +173,11 @@ pub enum SpecError {
         "guest_mac {0} is a group address; make the lowest bit of its first byte 0, as in 06:00:ac:10:00:02"
     )]
     GroupMac(String),
+    /// A filter of addresses, and none that is the guest's.
+    #[error(
+        "mac_filter of interface {0} needs guest_mac: else the guest makes its address up; give guest_mac or leave mac_filter out"
+    )]
+    FilterWithoutMac(String),
 }
 
 /// Judges a number of vCPUs, as wide as a caller may say it.
@@ -287,6 +292,9 @@ pub fn net(spec: &NetSpec) -> Result<(), SpecError> {
     if let Some(mac) = spec.mac.filter(|mac| mac[0] & 1 != 0) {
         let text: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
         return Err(SpecError::GroupMac(text.join(":")));
+    }
+    if spec.mac_filter && spec.mac.is_none() {
+        return Err(SpecError::FilterWithoutMac(spec.id.clone()));
     }
     let name = &spec.tap;
     let named = (1..=MAX_IFNAME).contains(&name.len())

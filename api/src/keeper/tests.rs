@@ -353,6 +353,7 @@ fn a_drive_that_was_changed_is_so_in_the_next_run() {
                 ops,
             },
             tx_limiter: vmm::LimiterSpec::default(),
+            mac_filter: false,
         })
         .to_vec();
     let machine = test.keeper.launch(wanted.clone()).unwrap();

@@ -206,6 +206,7 @@ fn add_net(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) {
     totals.count(group, "rx_fails", dropped("rx_too_long"));
     let malformed = dropped("tx_malformed") + dropped("tx_oversize");
     totals.count(group, "tx_malformed_frames", malformed);
+    totals.count(group, "tx_spoofed_mac_count", dropped("tx_spoofed_mac"));
     let refused = dropped("tx_refused") + dropped("tx_no_tap");
     totals.count(group, "tap_write_fails", refused);
 }

@@ -25,6 +25,9 @@ pub struct NetworkWire {
     pub rx_rate_limiter: Option<RateLimiterWire>,
     /// How much it may send.
     pub tx_rate_limiter: Option<RateLimiterWire>,
+    /// Whether frames from another address than `guest_mac` are dropped; Vitrine's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac_filter: Option<bool>,
 }
 
 /// A MAC address in its text form, six bytes in hex with colons.
@@ -97,6 +100,7 @@ impl NetworkWire {
             mtu: self.mtu,
             rx_limiter: RateLimiterWire::spec_of(rx_rate_limiter.as_ref()),
             tx_limiter: RateLimiterWire::spec_of(tx_rate_limiter.as_ref()),
+            mac_filter: self.mac_filter.unwrap_or(false),
         };
         let filled = NetworkWire {
             rx_rate_limiter,

@@ -162,6 +162,7 @@ proptest! {
     #[test]
     fn networks_survive_the_round_trip(
         mac: [u8; 6], mtu: Option<u16>, host_dev_name: String, rx in any_limiter(), tx in any_limiter(),
+        mac_filter: Option<bool>,
     ) {
         let network = NetworkWire {
             iface_id: "a".to_owned(),
@@ -170,6 +171,7 @@ proptest! {
             mtu,
             rx_rate_limiter: rx,
             tx_rate_limiter: tx,
+            mac_filter,
         };
         let text = serde_json::to_vec(&network).unwrap();
         prop_assert_eq!(parse::<NetworkWire>(&text).unwrap(), network);
@@ -187,6 +189,7 @@ proptest! {
             mtu: None,
             rx_rate_limiter: rx,
             tx_rate_limiter: tx,
+            mac_filter: None,
         };
         let (network, before) = network.convert().unwrap();
         let patch = NetworkPatchWire {

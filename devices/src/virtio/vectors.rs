@@ -21,7 +21,8 @@ use memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRam, VolatileSlice,
 };
 
-/// Vectors at most: the kernel takes 1024 (`UIO_MAXIOV`), one is kept for [`GuestVectors::receive`].
+/// Vectors at most: the kernel takes 1024 (`UIO_MAXIOV`), one is kept for
+/// [`GuestVectors::receive`] and [`GuestVectors::send_behind`].
 pub const MAX_VECTORS: usize = 1023;
 
 /// Why a buffer cannot be used.
@@ -249,9 +250,27 @@ impl GuestVectors {
     /// What the kernel says; `WouldBlock` when the other side takes no more now.
     pub fn send(&self, socket: BorrowedFd) -> io::Result<usize> {
         let (start, count) = parts(self.active())?;
-        // SAFETY: as in `transfer`.
+        // SAFETY: as in `transfer`; in `send_behind` one vector is a slice that lives as long.
         let done = unsafe { libc::writev(socket.as_raw_fd(), start, count) };
         usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Sends `head` and then all buffers as one packet.
+    ///
+    /// # Errors
+    /// As [`GuestVectors::send`].
+    pub fn send_behind(&mut self, head: &[u8], socket: BorrowedFd) -> io::Result<usize> {
+        let at = self.first.min(self.vectors.len());
+        let head = libc::iovec {
+            iov_base: head.as_ptr().cast_mut().cast(),
+            iov_len: head.len(),
+        };
+        self.vectors.insert(at, head);
+        // `head` is only read: `writev` writes to no vector. It outlives the call, and is taken off
+        // the list right after it.
+        let sent = self.send(socket);
+        self.vectors.remove(at);
+        sent
     }
 
     /// Receives one packet into the buffers.

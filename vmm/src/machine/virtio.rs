@@ -212,6 +212,7 @@ fn open_network(spec: &NetSpec, name: String) -> Result<Box<dyn VirtioDevice>, L
         mtu: spec.mtu,
         rx_limiter: spec.rx_limiter,
         tx_limiter: spec.tx_limiter,
+        mac_filter: spec.mac_filter,
     });
     match device {
         Ok(device) => Ok(Box::new(device)),

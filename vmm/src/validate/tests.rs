@@ -23,6 +23,7 @@ fn tap(name: &str) -> NetSpec {
         mtu: None,
         rx_limiter: crate::spec::LimiterSpec::default(),
         tx_limiter: crate::spec::LimiterSpec::default(),
+        mac_filter: false,
     }
 }
 
@@ -117,6 +118,16 @@ fn taps_exist_and_are_taps() {
         ..tap("lo")
     };
     assert!(matches!(net(&group), Err(SpecError::GroupMac(_))));
+    let nobodys = NetSpec {
+        mac_filter: true,
+        ..tap("nosuchtap0")
+    };
+    assert!(matches!(net(&nobodys), Err(SpecError::FilterWithoutMac(_))));
+    let own = NetSpec {
+        mac: Some([6, 0, 0, 0, 0, 1]),
+        ..nobodys
+    };
+    assert!(matches!(net(&own), Err(SpecError::TapAbsent(_))));
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn packets_over_the_limit_stay_in_the_tap_until_it_is_lifted() {
         assert_eq!(wire.driver.wait_used(RX, 0), []);
         assert_ne!(wire.rx().limited_since.value(), 0);
         assert_eq!(wire.rx().requests.value(), u64::from(through));
-        assert_eq!(wire.rx().starved.value(), 0, "the guest has given buffers");
+        assert_eq!(wire.rx().starved_since.value(), 0, "it has buffers");
         // The other direction has a limiter of its own.
         guest_sends(&mut wire, 9);
         wire.driver.wait_used(TX, 9);

@@ -13,6 +13,7 @@
     clippy::arithmetic_side_effects
 )]
 
+mod filter;
 mod receive;
 mod spec;
 mod tap;
@@ -70,6 +71,8 @@ enum Loss {
     TxRefused = 3,
     /// The tap is gone.
     TxNoTap = 4,
+    /// The guest sent a frame from an address that is not its own, and is not to do so.
+    TxSpoofed = 5,
 }
 
 const DROP_CAUSES: &[&str] = &[
@@ -78,6 +81,7 @@ const DROP_CAUSES: &[&str] = &[
     "tx_oversize",
     "tx_refused",
     "tx_no_tap",
+    "tx_spoofed_mac",
 ];
 
 /// A network interface of the guest.
@@ -128,7 +132,7 @@ impl NetDevice {
             })
         };
         Ok(NetDevice {
-            sender: Sender::new(spec.mtu),
+            sender: Sender::new(spec.mtu, spec.only_from()?),
             rx_throttle: throttle(spec.rx_limiter)?,
             tx_throttle: throttle(spec.tx_limiter)?,
             spec,
@@ -314,7 +318,7 @@ impl VirtioDevice for NetDevice {
 
     fn reset(&mut self) {
         self.receiver = Receiver::default();
-        self.sender = Sender::new(self.spec.mtu);
+        self.sender.forget();
         // A driver that did not ask for offloads must not get them; activation sets them anew.
         if let Err(error) = self.tap.set_offload(0) {
             tracing::debug!("{}: offloads stay: {error}", self.spec.tap);

@@ -24,6 +24,21 @@ pub struct TapSpec {
     pub rx_limiter: LimiterSpec,
     /// How much it may send.
     pub tx_limiter: LimiterSpec,
+    /// Whether frames that it sends from another address than `mac` are dropped.
+    pub mac_filter: bool,
+}
+
+impl TapSpec {
+    /// The one address that the guest may send from, if it is held to one.
+    pub(super) fn only_from(&self) -> Result<Option<[u8; 6]>, NetError> {
+        match (self.mac_filter, self.mac) {
+            (false, _) => Ok(None),
+            (true, Some(mac)) => Ok(Some(mac)),
+            (true, None) => Err(NetError::NoMac {
+                id: self.id.clone(),
+            }),
+        }
+    }
 }
 
 /// What can be changed of an interface that the guest has: its limits, as [`LimiterSpec::changed`]
@@ -74,6 +89,14 @@ pub enum NetError {
     NoTun {
         /// What the kernel said.
         source: io::Error,
+    },
+    /// A filter of addresses, and none that is the guest's.
+    #[error(
+        "mac_filter of {id} needs guest_mac: else the guest makes its address up; give guest_mac or leave mac_filter out"
+    )]
+    NoMac {
+        /// The interface.
+        id: String,
     },
     /// The host gives no timer.
     #[error("no timer for the rate limiter of {id}: {source}; raise RLIMIT_NOFILE")]

@@ -20,6 +20,7 @@ pub fn stand_in_spec(id: &str) -> TapSpec {
         mtu: None,
         rx_limiter: LimiterSpec::default(),
         tx_limiter: LimiterSpec::default(),
+        mac_filter: false,
     }
 }
 

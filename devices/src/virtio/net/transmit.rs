@@ -7,38 +7,44 @@ use std::os::fd::BorrowedFd;
 
 use virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_NONE;
 
+use super::filter::{ETHERNET_BYTES, Head, SourceFilter};
 use super::tap::HEADER_BYTES;
 use super::{Loss, OPERATION_TX, is_gone};
 use crate::virtio::limiter::Throttle;
 use crate::virtio::queue::{Chain, QueueRunner};
 use crate::virtio::witness::Done;
 
-/// The smallest frame: an Ethernet header.
-const MIN_FRAME_BYTES: usize = 14;
 /// An Ethernet header with a VLAN tag, which the MTU does not count.
 const LINK_BYTES: usize = 18;
 /// The largest frame, segmented by the host or not.
 const MAX_FRAME_BYTES: usize = 65535 + LINK_BYTES;
 
 /// The sending half of a device.
-#[derive(Default)]
 pub struct Sender {
     /// Bytes of a frame that the host does not segment.
     limit: usize,
     /// A frame that the tap did not take yet.
     stalled: Option<Chain>,
+    filter: Option<SourceFilter>,
 }
 
 impl Sender {
-    /// A sender for guests that were told this MTU.
-    pub fn new(mtu: Option<u16>) -> Self {
+    /// A sender for guests that were told this MTU and may send from this address alone, if there is
+    /// one.
+    pub fn new(mtu: Option<u16>, only_from: Option<[u8; 6]>) -> Self {
         let limit = mtu.map_or(MAX_FRAME_BYTES, |mtu| {
             usize::from(mtu).saturating_add(LINK_BYTES)
         });
         Sender {
             limit,
             stalled: None,
+            filter: only_from.map(SourceFilter::new),
         }
+    }
+
+    /// A new driver has the device: forgets the frame that the tap did not take.
+    pub fn forget(&mut self) {
+        self.stalled = None;
     }
 
     /// Whether the tap is full: then it is waited for.
@@ -59,9 +65,11 @@ impl Sender {
     ) -> io::Result<()> {
         // What is stalled has been paid for.
         while let Some(chain) = self.stalled.take().or_else(|| next(throttle, queue)) {
-            let lost = match self.judge(&chain).and(tap.ok_or(Loss::TxNoTap)) {
+            let head = Head::of(&chain);
+            let judged = self.judge(&head, &chain).and(tap.ok_or(Loss::TxNoTap));
+            let lost = match judged {
                 Err(lost) => Some(lost),
-                Ok(tap) => match chain.readable.send(tap) {
+                Ok(tap) => match self.send(&head, &chain, tap, queue) {
                     Ok(_) => None,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         self.stalled = Some(chain);
@@ -79,16 +87,31 @@ impl Sender {
         Ok(())
     }
 
-    fn judge(&self, chain: &Chain) -> Result<(), Loss> {
-        let mut header = [0; HEADER_BYTES];
-        chain.readable.copy_to(0, &mut header);
-        let [_flags, segmentation, ..] = header;
-        let whole = u32::from(segmentation) == VIRTIO_NET_HDR_GSO_NONE;
+    fn judge(&self, head: &Head, chain: &Chain) -> Result<(), Loss> {
+        let whole = u32::from(head.segmentation()) == VIRTIO_NET_HDR_GSO_NONE;
         let limit = if whole { self.limit } else { MAX_FRAME_BYTES };
+        let is_own = self
+            .filter
+            .as_ref()
+            .is_none_or(|filter| filter.passes(head));
         match chain.readable.bytes().checked_sub(HEADER_BYTES) {
-            None | Some(..MIN_FRAME_BYTES) => Err(Loss::TxMalformed),
+            None | Some(..ETHERNET_BYTES) => Err(Loss::TxMalformed),
             Some(frame) if frame > limit => Err(Loss::TxOversize),
+            Some(_) if !is_own => Err(Loss::TxSpoofed),
             Some(_) => Ok(()),
+        }
+    }
+
+    fn send(
+        &mut self,
+        head: &Head,
+        chain: &Chain,
+        tap: BorrowedFd,
+        queue: &QueueRunner,
+    ) -> io::Result<usize> {
+        match &mut self.filter {
+            Some(filter) => filter.send(head, chain, tap, queue),
+            None => chain.readable.send(tap),
         }
     }
 }
