@@ -266,9 +266,9 @@ impl Config {
     /// Adds an interface or replaces the one with its id.
     ///
     /// # Errors
-    /// A tap that is not there; a tap or address in use; a field that is not supported.
+    /// A tap that is not there; a tap or address in use; a filter without an address.
     pub fn put_network(&mut self, wire: NetworkWire) -> Result<(), ConfigError> {
-        let (wire, spec) = wire.convert()?;
+        let (wire, spec) = wire.convert();
         for (other, _) in self
             .networks
             .iter()
@@ -324,12 +324,8 @@ impl Config {
     }
 
     /// Gives the VM an entropy device, or replaces it.
-    ///
-    /// # Errors
-    /// A field that is not supported.
-    pub fn put_entropy(&mut self, wire: EntropyWire) -> Result<(), ConfigError> {
-        self.entropy = Some(wire.convert()?);
-        Ok(())
+    pub fn put_entropy(&mut self, wire: EntropyWire) {
+        self.entropy = Some(wire.convert());
     }
 
     /// Gives the VM a socket device, or replaces it.

@@ -159,7 +159,7 @@ pub fn load(
         part("balloon", config.put_balloon(balloon))?;
     }
     if let Some(entropy) = file.entropy {
-        part("entropy", config.put_entropy(entropy))?;
+        config.put_entropy(entropy);
     }
     if let Some(vsock) = file.vsock {
         part("vsock", config.put_vsock(vsock))?;

@@ -271,7 +271,13 @@ impl Session {
             }
             Endpoint::BootSource => self.configure(body, Config::put_boot_source).await,
             Endpoint::Serial => self.configure::<SerialWire>(body, Config::put_serial).await,
-            Endpoint::Entropy => self.configure(body, Config::put_entropy).await,
+            Endpoint::Entropy => {
+                let put = |config: &mut Config, wire| {
+                    config.put_entropy(wire);
+                    Ok(())
+                };
+                self.configure(body, put).await
+            }
             Endpoint::Vsock => self.configure(body, Config::put_vsock).await,
             Endpoint::Drive => {
                 let judge = |config: &mut Config, wire: DriveWire| {

@@ -304,11 +304,10 @@ fn a_change_of_an_interface_names_what_is_wrong() {
 }
 
 #[test]
-fn an_entropy_device_is_taken_without_a_limit() {
+fn an_entropy_device_is_taken_with_and_without_a_limit() {
     let server = TestServer::new();
     let put = |body: &str| server.ask("PUT", "/entropy", body);
-    put(r#"{"rate_limiter":{"ops":{"size":1,"refill_time":1}}}"#)
-        .refuses(&["rate_limiter", "not supported by this build"]);
+    put(r#"{"rate_limiter":{"ops":{"size":1}}}"#).refuses(&["refill_time"]);
     put(r#"{"size":1}"#).refuses(&["size"]);
     let config = |server: &TestServer| server.ask("GET", "/vm/config", "").json();
     assert!(config(&server).get("entropy").is_none());
@@ -316,9 +315,19 @@ fn an_entropy_device_is_taken_without_a_limit() {
     put("{}").is_204();
     let given = json!({"rate_limiter": null});
     assert_eq!(config(&server)["entropy"], given);
+    // A bucket that limits nothing is as good as none.
+    put(r#"{"rate_limiter":{"ops":{"size":0,"refill_time":1},"bandwidth":{"size":9,"refill_time":8}}}"#)
+        .is_204();
+    let bucket = json!({"size": 9, "one_time_burst": null, "refill_time": 8});
+    let given = json!({"rate_limiter": {"bandwidth": bucket, "ops": null}});
+    assert_eq!(config(&server)["entropy"], given);
     server.start();
     let specs = server.launcher.specs.lock().unwrap();
-    assert!(specs[0].entropy.is_some());
+    let limiter = specs[0].entropy.unwrap().limiter;
+    let bytes = limiter
+        .bandwidth
+        .map(|bucket| (bucket.size, bucket.refill_ms));
+    assert_eq!((bytes, limiter.ops), (Some((9, 8)), None));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use api::routes;
 use api::wire::machine_config::MachineConfig;
 use api::wire::{
     self, ActionWire, BootSourceWire, DriveWire, LevelWire, LoggerWire, MacWire, MachineConfigWire,
-    NetworkWire, RateLimiterWire, SerialWire, TokenBucketWire, VmWire, WireError,
+    NetworkPatchWire, NetworkWire, RateLimiterWire, SerialWire, TokenBucketWire, VmWire, WireError,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,7 +34,6 @@ pub fn run(bytes: &[u8]) {
     round::<VmWire>(body);
     round::<ActionWire>(body);
     round::<RateLimiterWire>(body);
-    round::<wire::EntropyWire>(body);
     round::<TokenBucketWire>(body);
     if let Some(policy) = told(wire::policy::parse(body)) {
         let shown = wire::policy::document(&policy);
@@ -76,9 +75,17 @@ fn devices(body: &[u8]) {
         let again = filled.clone().convert().expect("what GET shows is taken");
         assert_eq!((again.0, again.1.id), (filled, spec.id));
     }
-    if let Some((filled, spec)) = round::<NetworkWire>(body).and_then(|net| told(net.convert())) {
-        let again = filled.clone().convert().expect("what GET shows is taken");
-        assert_eq!((again.0, again.1.id), (filled, spec.id));
+    let patch = round::<NetworkPatchWire>(body);
+    if let Some(network) = round::<NetworkWire>(body) {
+        let (filled, spec) = network.convert();
+        assert_eq!(filled.clone().convert(), (filled.clone(), spec));
+        // One body can be both.
+        let changed = patch.unwrap_or_default().applied(filled).convert();
+        assert_eq!(changed.0.clone().convert(), changed);
+    }
+    if let Some(entropy) = round::<wire::EntropyWire>(body) {
+        let (filled, spec) = entropy.convert();
+        assert_eq!(filled.clone().convert(), (filled, spec));
     }
     if let Some(filled) = round::<SerialWire>(body).and_then(|serial| told(serial.convert())) {
         let again = filled.clone().convert().expect("what GET shows is taken");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use devices::virtio::queue::QueueLayout;
 use devices::virtio::queue::harness::LoneQueue;
 use devices::virtio::rng::MAX_REQUEST_BYTES;
-use devices::virtio::{EntropyDevice, VirtioDevice};
+use devices::virtio::{EntropyDevice, LimiterSpec, VirtioDevice};
 use memory::{Bytes, GuestAddress, GuestRam};
 
 const RAM_BYTES: usize = 64 << 10;
@@ -32,7 +32,7 @@ pub fn run(bytes: &[u8]) {
         device: (driver + 6 + 2 * u64::from(SIZE)).next_multiple_of(4),
     };
     queue.activate(&layout, 0).expect("a layout that can be");
-    let mut device = EntropyDevice::new("fuzz");
+    let mut device = EntropyDevice::new("fuzz", LimiterSpec::default()).expect("a timer");
     // The driver may make its buffers overlap the rings: what is random then is the next turn's.
     for _ in 0..3 {
         queue.begin_turn();

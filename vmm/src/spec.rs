@@ -176,7 +176,10 @@ impl BalloonSpec {
 }
 /// An entropy device: random bytes of the host's kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EntropySpec {}
+pub struct EntropySpec {
+    /// How much the guest may ask of it.
+    pub limiter: LimiterSpec,
+}
 
 /// A socket device: streams between the guest and Unix sockets of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -47,7 +47,7 @@ impl Config {
             return Err(ConfigError::NoNetwork(patch.iface_id));
         };
         let change = patch.change();
-        let changed = patch.applied(network.clone()).convert()?;
+        let changed = patch.applied(network.clone()).convert();
         Ok((change, changed))
     }
 
@@ -89,7 +89,7 @@ mod tests {
             pci: false,
             limits: Arc::default(),
         });
-        config.networks.push(network.convert().unwrap());
+        config.networks.push(network.convert());
         let body = r#"{"iface_id":"e","rx_rate_limiter":{"ops":{"size":0,"refill_time":0}},
             "tx_rate_limiter":{"ops":{"size":7,"refill_time":1}}}"#;
         let (change, changed) = config.patch_network(patch(body)).unwrap();

@@ -54,6 +54,14 @@ pub fn gather(snapshot: &Snapshot, devices: &[Device], totals: &mut Totals) {
         totals.count("entropy", "entropy_event_count", count("operations"));
         totals.count("entropy", "entropy_bytes", count("operation"));
         totals.count("entropy", "host_rng_fails", count("operation_errors"));
+        let name = entropy.name.strip_prefix("device/").unwrap_or_default();
+        let is_entropy = entropy.table("operations", "entropy").is_some();
+        let queue = snapshot.section(&format!("queue/{name}/0"));
+        let throttled = queue
+            .filter(|_| is_entropy)
+            .and_then(|queue| queue.counter("limited"));
+        let key = "entropy_rate_limiter_throttled";
+        totals.count("entropy", key, throttled.unwrap_or(0));
     }
     if let Some(balloon) = snapshot.section("balloon") {
         add_balloon(snapshot, balloon, totals);

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use vmm::{NetChange, NetSpec};
 
-use super::{RateLimiterWire, WireError};
+use super::RateLimiterWire;
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,10 +87,7 @@ impl<'de> Deserialize<'de> for MacWire {
 
 impl NetworkWire {
     /// The interface as GET /vm/config shows it, and as a spec.
-    ///
-    /// # Errors
-    /// None in this build; there will be some.
-    pub fn convert(self) -> Result<(NetworkWire, NetSpec), WireError> {
+    pub fn convert(self) -> (NetworkWire, NetSpec) {
         let rx_rate_limiter = self.rx_rate_limiter.and_then(RateLimiterWire::tidy);
         let tx_rate_limiter = self.tx_rate_limiter.and_then(RateLimiterWire::tidy);
         let spec = NetSpec {
@@ -107,7 +104,7 @@ impl NetworkWire {
             tx_rate_limiter,
             ..self
         };
-        Ok((filled, spec))
+        (filled, spec)
     }
 }
 

@@ -1,11 +1,11 @@
-//! Rate limiters. Drives have them; where there are none yet, one that limits something is refused.
+//! Rate limiters. Where there are none yet, one that limits something is refused.
 
 use serde::{Deserialize, Serialize};
 use vmm::{BucketSpec, LimiterSpec};
 
 use super::WireError;
 
-/// `rate_limiter` of drives and networks.
+/// The rate limiters of drives, interfaces and the entropy device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiterWire {
@@ -70,19 +70,7 @@ impl TokenBucketWire {
     }
 }
 
-/// Refuses a limiter that limits something; one that limits nothing is as good as none.
-///
-/// # Errors
-/// `field` is not supported.
-pub fn refuse(limiter: Option<&RateLimiterWire>, field: &str) -> Result<(), WireError> {
-    let buckets = limiter.map(|limiter| [limiter.bandwidth.as_ref(), limiter.ops.as_ref()]);
-    for bucket in buckets.into_iter().flatten() {
-        refuse_bucket(bucket, field)?;
-    }
-    Ok(())
-}
-
-/// As [`refuse`], of one bucket alone.
+/// Refuses a bucket that limits something; one that limits nothing is as good as none.
 ///
 /// # Errors
 /// `field` is not supported.

@@ -191,18 +191,18 @@ proptest! {
             tx_rate_limiter: tx,
             mac_filter: None,
         };
-        let (network, before) = network.convert().unwrap();
+        let (network, before) = network.convert();
         let patch = NetworkPatchWire {
             iface_id: "a".to_owned(),
             rx_rate_limiter: new_rx,
             tx_rate_limiter: new_tx,
         };
         let change = patch.change();
-        let (shown, after) = patch.applied(network).convert().unwrap();
+        let (shown, after) = patch.applied(network).convert();
         prop_assert_eq!(after.rx_limiter, before.rx_limiter.changed(change.rx_limiter));
         prop_assert_eq!(after.tx_limiter, before.tx_limiter.changed(change.tx_limiter));
         let text = serde_json::to_vec(&shown).unwrap();
-        let again = parse::<NetworkWire>(&text).unwrap().convert().unwrap();
+        let again = parse::<NetworkWire>(&text).unwrap().convert();
         prop_assert_eq!(again, (shown, after));
     }
 

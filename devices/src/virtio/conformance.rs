@@ -137,7 +137,10 @@ fn balloon(machine: &mut Machine, id: &str, rings: u64) -> Subject {
 
 fn entropy(machine: &mut Machine, id: &str, rings: u64) -> Subject {
     Subject {
-        driver: machine.attach(EntropyDevice::new(id), rings),
+        driver: machine.attach(
+            EntropyDevice::new(id, LimiterSpec::default()).unwrap(),
+            rings,
+        ),
         queue: 0,
         request: vec![(DATA, 64, true)],
         _other: None,

@@ -21,7 +21,7 @@ use super::pci::{self, Pci};
 use crate::boot::cmdline::{MmioWindow, Placement};
 use crate::driver::Message;
 use crate::hypervisor::refused;
-use crate::spec::{BalloonSpec, Cache, DriveSpec, NetSpec, VmSpec, VsockSpec};
+use crate::spec::{BalloonSpec, Cache, DriveSpec, EntropySpec, NetSpec, VmSpec, VsockSpec};
 use crate::vm::LaunchError;
 use crate::watcher::kicks::Kick;
 
@@ -94,8 +94,8 @@ pub fn make(
         devices.push(Box::new(device));
         balloon = Some(handle);
     }
-    if let Some(name) = entropy_name(spec) {
-        devices.push(Box::new(EntropyDevice::new(&name)));
+    if let (Some(entropy), Some(name)) = (spec.entropy, entropy_name(spec)) {
+        devices.push(make_entropy(entropy, &name)?);
     }
     if let (Some(vsock), Some(name)) = (&spec.vsock, vsock_name(spec)) {
         devices.push(open_vsock(vsock, name, black_box)?);
@@ -246,6 +246,16 @@ fn make_balloon(
     })
 }
 
+fn make_entropy(spec: EntropySpec, name: &str) -> Result<Box<dyn VirtioDevice>, LaunchError> {
+    match EntropyDevice::new(name, spec.limiter) {
+        Ok(device) => Ok(Box::new(device)),
+        Err(source) => Err(LaunchError::Refused {
+            what: "a timer for the entropy device (raise RLIMIT_NOFILE)",
+            source,
+        }),
+    }
+}
+
 fn open_vsock(
     spec: &VsockSpec,
     name: String,
@@ -336,7 +346,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::spec::{EntropySpec, IoEngine, LimiterSpec};
+    use crate::spec::{IoEngine, LimiterSpec};
 
     fn drive(id: &str) -> DriveSpec {
         DriveSpec {

@@ -13,11 +13,14 @@
 mod source;
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use event_manager::EventSet;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::device::{ConfigSpace, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
+use super::limiter::{LimiterSpec, Throttle};
 use super::queue::{Chain, QueueRunner};
 use super::witness::Done;
 
@@ -31,6 +34,9 @@ const OPERATIONS: &[&str] = &["entropy"];
 /// [`OPERATIONS`], by number.
 const OPERATION_ENTROPY: u8 = 0;
 
+/// The token of the limiter's timer.
+const TIMER: u32 = 0;
+
 /// Fills a buffer with random bytes.
 type Source = fn(&mut [u8]) -> io::Result<()>;
 
@@ -39,21 +45,32 @@ pub struct EntropyDevice {
     name: String,
     source: Source,
     chunk: Box<[u8]>,
+    throttle: Throttle,
 }
 
 impl EntropyDevice {
-    /// A device of that name, which draws on the host's `getrandom`.
-    pub fn new(name: &str) -> Self {
-        EntropyDevice {
+    /// A device of that name, which draws on the host's `getrandom` as much as `limiter` allows: an
+    /// operation is a request, and its bytes are those that it gets.
+    ///
+    /// # Errors
+    /// The host gives no timer.
+    pub fn new(name: &str, limiter: LimiterSpec) -> io::Result<Self> {
+        Ok(EntropyDevice {
             name: name.to_owned(),
             source: source::fill,
             chunk: vec![0; CHUNK_BYTES].into_boxed_slice(),
-        }
+            throttle: Throttle::new(limiter)?,
+        })
+    }
+
+    /// Takes the next request, unless it has to wait.
+    fn next(&mut self, queue: &mut QueueRunner) -> Option<Chain> {
+        queue.request_if(|chain| self.throttle.take(wanted(chain) as u64))
     }
 
     /// Fills the buffers from their start; gives the bytes, and the host's error if it ended so.
     fn fill(&mut self, chain: &Chain) -> (usize, io::Result<()>) {
-        let wanted = chain.writable.bytes().min(MAX_REQUEST_BYTES);
+        let wanted = wanted(chain);
         let mut filled = 0usize;
         while filled < wanted {
             let left = wanted.saturating_sub(filled);
@@ -70,6 +87,11 @@ impl EntropyDevice {
         }
         (filled, Ok(()))
     }
+}
+
+/// Bytes that a request gets.
+fn wanted(chain: &Chain) -> usize {
+    chain.writable.bytes().min(MAX_REQUEST_BYTES)
 }
 
 impl VirtioDevice for EntropyDevice {
@@ -89,11 +111,24 @@ impl VirtioDevice for EntropyDevice {
         Ok(())
     }
 
+    fn backends(&self) -> Vec<(u32, RawFd)> {
+        vec![(TIMER, self.throttle.fd())]
+    }
+
+    fn interest(&self, _token: u32) -> EventSet {
+        self.throttle.interest()
+    }
+
+    fn backend_ready(&mut self, _token: u32, _events: EventSet, queues: &mut [QueueRunner]) {
+        self.throttle.ended();
+        self.queue_ready(0, queues);
+    }
+
     fn queue_ready(&mut self, index: usize, queues: &mut [QueueRunner]) {
         let Some(queue) = queues.get_mut(index) else {
             return;
         };
-        while let Some(chain) = queue.request() {
+        while let Some(chain) = self.next(queue) {
             if chain.writable.is_empty() {
                 queue.reject(chain);
                 continue;

@@ -4,7 +4,8 @@ use memory::{Bytes, GuestAddress};
 use proptest::prelude::*;
 
 use super::*;
-use crate::virtio::mock_driver::{Buffer, DATA, Driver, Machine};
+use crate::virtio::BucketSpec;
+use crate::virtio::mock_driver::{Buffer, DATA, Driver, Machine, wait_for};
 
 /// A source whose bytes are known: none is zero.
 fn ones(buffer: &mut [u8]) -> io::Result<()> {
@@ -17,8 +18,12 @@ fn dry(_: &mut [u8]) -> io::Result<()> {
 }
 
 fn started(source: Source) -> (Machine, Driver) {
+    limited(source, LimiterSpec::default())
+}
+
+fn limited(source: Source, limiter: LimiterSpec) -> (Machine, Driver) {
     let mut machine = Machine::new();
-    let mut device = EntropyDevice::new("entropy");
+    let mut device = EntropyDevice::new("entropy", limiter).unwrap();
     device.source = source;
     let mut driver = machine.attach(device, 0x1_0000);
     driver.start_plain(0);
@@ -91,6 +96,70 @@ fn a_request_with_nothing_to_fill_breaks_the_ring() {
     assert_eq!(driver.read(0x70) & 64, 64, "DEVICE_NEEDS_RESET");
     driver.start_plain(0);
     assert_eq!(ask(&mut driver, &[(DATA, 64, true)]), 64);
+}
+
+fn bucket(size: u64, refill_ms: u64) -> Option<BucketSpec> {
+    Some(BucketSpec {
+        size,
+        one_time_burst: 0,
+        refill_ms,
+    })
+}
+
+#[test]
+fn requests_over_the_limit_wait_in_the_ring() {
+    const HOUR_MS: u64 = 3_600_000;
+    let bytes = LimiterSpec {
+        bandwidth: bucket(3 * 65536, HOUR_MS),
+        ops: None,
+    };
+    let ops = LimiterSpec {
+        bandwidth: None,
+        ops: bucket(2, HOUR_MS),
+    };
+    // A request pays for what it gets, which is 64 KiB at most, and not for what it asks.
+    for (limiter, through) in [(bytes, 3), (ops, 2)] {
+        let (machine, mut driver) = limited(ones, limiter);
+        for _ in 0..5 {
+            driver.add(0, &[(DATA, 100_000, true)]);
+        }
+        driver.kick(0);
+        let used = driver.wait_used(0, through);
+        assert!(used.iter().all(|(_, told)| *told == 65536), "{used:?}");
+        driver.settle(&machine.thread);
+        assert_eq!(driver.wait_used(0, 0), []);
+        let seen = &driver.seen.queues[0];
+        assert_eq!(seen.limited.value(), 1);
+        assert_ne!(seen.limited_since.value(), 0);
+        assert_eq!(seen.requests.value(), u64::from(through));
+        assert_eq!(seen.in_flight.value(), 0);
+        // A driver that begins anew gets no more.
+        driver.start_plain(0);
+        assert_eq!(driver.seen.queues[0].limited_since.value(), 0);
+        driver.add(0, &[(DATA, 8, true)]);
+        driver.kick(0);
+        let seen = &driver.seen.queues[0];
+        wait_for("the wait", || seen.limited_since.value() != 0);
+        assert_eq!(driver.wait_used(0, 0), []);
+    }
+}
+
+#[test]
+fn a_wait_ends_by_itself() {
+    let limiter = LimiterSpec {
+        bandwidth: bucket(10, 5),
+        ops: bucket(1, 5),
+    };
+    let (_machine, mut driver) = limited(ones, limiter);
+    for place in 0..5 {
+        driver.add(0, &[(DATA + place * 64, 10, true)]);
+    }
+    driver.kick(0);
+    assert_eq!(driver.wait_used(0, 5).len(), 5);
+    let seen = &driver.seen.queues[0];
+    assert!(seen.limited.value() > 0);
+    wait_for("the end", || seen.limited_since.value() == 0);
+    assert_eq!(memory(&driver, DATA + 4 * 64, 10), [1; 10]);
 }
 
 proptest! {
