@@ -341,9 +341,9 @@ impl Config {
     /// Replaces the serial console.
     ///
     /// # Errors
-    /// A path that cannot be written; a field that is not supported.
+    /// A path that cannot be written.
     pub fn put_serial(&mut self, wire: SerialWire) -> Result<(), ConfigError> {
-        let wire = wire.convert()?;
+        let wire = wire.tidy();
         if let Some(path) = &wire.serial_out_path {
             validate::output("serial_out_path", path)?;
         }
@@ -405,6 +405,7 @@ impl Config {
             serial: SerialSpec {
                 input: self.fixed.serial_input,
                 output: out.map_or(SerialOutput::Stdout, SerialOutput::File),
+                limit: self.serial.as_ref().and_then(SerialWire::limit),
             },
             black_box: self.fixed.black_box.clone(),
             stop_deadline: STOP_DEADLINE,

@@ -688,13 +688,17 @@ fn the_logger_and_the_serial_console_take_files_and_refuse_what_is_none() {
         .ask("PUT", "/logger", r#"{"log_path":"/no/dir/log"}"#)
         .refuses(&["/no/dir/log"]);
     let out = server.file("serial");
-    server
-        .ask(
-            "PUT",
-            "/serial",
-            &json!({"serial_out_path": out}).to_string(),
-        )
-        .is_204();
+    let put = |limiter: Value| {
+        let body = json!({"serial_out_path": out, "rate_limiter": limiter}).to_string();
+        server.ask("PUT", "/serial", &body)
+    };
+    let shown = || server.ask("GET", "/vm/config", "").json()["serial"].clone();
+    put(json!({"size": 1})).refuses(&["refill_time"]);
+    put(json!({"size": 0, "refill_time": 9})).is_204();
+    assert_eq!(shown(), json!({"serial_out_path": out}));
+    let limiter = json!({"size": 4096, "one_time_burst": 9, "refill_time": 100});
+    put(limiter.clone()).is_204();
+    assert_eq!(shown()["rate_limiter"], limiter);
     server
         .ask("PUT", "/serial", r#"{"serial_out_path":"/no/dir/s"}"#)
         .refuses(&["/no/dir/s"]);
@@ -705,5 +709,8 @@ fn the_logger_and_the_serial_console_take_files_and_refuse_what_is_none() {
         .refuses(&["a directory"]);
     server.start();
     let specs = server.launcher.specs.lock().unwrap();
+    let limit = specs[0].serial.limit.unwrap();
+    let numbers = (limit.size, limit.one_time_burst, limit.refill_ms);
+    assert_eq!(numbers, (4096, 9, 100));
     assert_eq!(specs[0].serial.output, vmm::SerialOutput::File(out.into()));
 }

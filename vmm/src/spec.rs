@@ -198,6 +198,8 @@ pub struct SerialSpec {
     pub input: SerialInput,
     /// Output.
     pub output: SerialOutput,
+    /// How many bytes the output is given; what is beyond is dropped.
+    pub limit: Option<BucketSpec>,
 }
 
 impl Default for SerialSpec {
@@ -205,6 +207,7 @@ impl Default for SerialSpec {
         SerialSpec {
             input: SerialInput::Nothing,
             output: SerialOutput::Nothing,
+            limit: None,
         }
     }
 }

@@ -38,12 +38,15 @@ pub fn gather(snapshot: &Snapshot, devices: &[Device], totals: &mut Totals) {
     }
     for console in snapshot.of_kind("console") {
         let count = |field: &str| console.counter(field).unwrap_or(0);
+        let written = count("output") + count("discarded") + count("limit_dropped");
         totals.count("uart", "read_count", count("input"));
-        totals.count("uart", "write_count", count("output") + count("discarded"));
+        totals.count("uart", "write_count", written);
         totals.count("uart", "flush_count", count("writes"));
         totals.count("uart", "error_count", count("write_errors"));
         totals.count("uart", "missed_write_count", count("overrun"));
         totals.count("uart", "missed_read_count", count("input_dropped"));
+        let key = "rate_limiter_dropped_bytes";
+        totals.count("uart", key, count("limit_dropped"));
     }
     for queue in snapshot.of_kind("queue") {
         let sent = queue.counter("interrupts").unwrap_or(0);

@@ -1,9 +1,7 @@
-//! Rate limiters. Where there are none yet, one that limits something is refused.
+//! Rate limiters.
 
 use serde::{Deserialize, Serialize};
 use vmm::{BucketSpec, LimiterSpec};
-
-use super::WireError;
 
 /// The rate limiters of drives, interfaces and the entropy device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,14 +16,9 @@ pub struct RateLimiterWire {
 impl RateLimiterWire {
     /// As the VM takes it.
     pub fn spec(&self) -> LimiterSpec {
-        let of = |bucket: &TokenBucketWire| BucketSpec {
-            size: bucket.size,
-            one_time_burst: bucket.one_time_burst.unwrap_or(0),
-            refill_ms: bucket.refill_time,
-        };
         LimiterSpec {
-            bandwidth: self.bandwidth.as_ref().map(of),
-            ops: self.ops.as_ref().map(of),
+            bandwidth: self.bandwidth.as_ref().map(TokenBucketWire::spec),
+            ops: self.ops.as_ref().map(TokenBucketWire::spec),
         }
     }
 
@@ -64,19 +57,17 @@ pub struct TokenBucketWire {
 }
 
 impl TokenBucketWire {
+    /// As the VM takes it.
+    pub fn spec(&self) -> BucketSpec {
+        BucketSpec {
+            size: self.size,
+            one_time_burst: self.one_time_burst.unwrap_or(0),
+            refill_ms: self.refill_time,
+        }
+    }
+
     /// A bucket without size or time limits nothing.
-    fn limits(&self) -> bool {
+    pub fn limits(&self) -> bool {
         self.size != 0 && self.refill_time != 0
     }
-}
-
-/// Refuses a bucket that limits something; one that limits nothing is as good as none.
-///
-/// # Errors
-/// `field` is not supported.
-pub fn refuse_bucket(bucket: Option<&TokenBucketWire>, field: &str) -> Result<(), WireError> {
-    if bucket.is_some_and(TokenBucketWire::limits) {
-        return Err(WireError::field_not_supported(field));
-    }
-    Ok(())
 }

@@ -83,7 +83,7 @@ fn parse_all(body: &[u8]) {
     let _ = parse::<MachineConfigWire>(body).map(|wire| wire.put());
     let _ = parse::<DriveWire>(body).map(DriveWire::convert);
     let _ = parse::<NetworkWire>(body).map(NetworkWire::convert);
-    let _ = parse::<SerialWire>(body).map(SerialWire::convert);
+    let _ = parse::<SerialWire>(body).map(|wire| wire.tidy().limit());
     let _ = parse::<BootSourceWire>(body);
     let _ = parse::<LoggerWire>(body);
     let _ = parse::<ActionWire>(body);

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vmm::BucketSpec;
 
-use super::{TokenBucketWire, WireError};
+use super::TokenBucketWire;
 
 /// Answer of GET /.
 #[derive(Clone, Debug, Serialize)]
@@ -90,21 +91,23 @@ pub struct SerialWire {
     /// A file, made if absent, or a FIFO; standard output when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial_out_path: Option<PathBuf>,
-    /// Not supported by this build.
+    /// How much output there may be: a token is a byte. The rest is dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<TokenBucketWire>,
 }
 
 impl SerialWire {
-    /// The console as GET /vm/config shows it.
-    ///
-    /// # Errors
-    /// A field that this build does not support.
-    pub fn convert(self) -> Result<SerialWire, WireError> {
-        super::rate_limiter::refuse_bucket(self.rate_limiter.as_ref(), "rate_limiter")?;
-        Ok(SerialWire {
-            rate_limiter: None,
+    /// The console as GET /vm/config shows it: a bucket that limits nothing left out.
+    #[must_use]
+    pub fn tidy(self) -> SerialWire {
+        SerialWire {
+            rate_limiter: self.rate_limiter.filter(TokenBucketWire::limits),
             ..self
-        })
+        }
+    }
+
+    /// What its output is limited to, as the VM takes it.
+    pub fn limit(&self) -> Option<BucketSpec> {
+        self.rate_limiter.as_ref().map(TokenBucketWire::spec)
     }
 }

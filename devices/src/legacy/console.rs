@@ -30,6 +30,7 @@ use worker::{ConsoleWorker, Input};
 use super::serial::Serial;
 use super::stream::{self, ConsoleInput, ConsoleOutput, Sink};
 use super::terminal::{RawTerminal, TerminalError};
+use crate::virtio::{BucketSpec, Limiter, LimiterSpec};
 
 /// What [`Console::stop`] allows beyond its deadline for the thread to end.
 const GRACE: Duration = Duration::from_millis(200);
@@ -79,7 +80,8 @@ pub struct Console {
 
 impl Console {
     /// Starts the thread. A terminal as input is put into raw mode until the console ends; in a
-    /// background process group it is left alone and gives no input. `watch` sees all output.
+    /// background process group it is left alone and gives no input. `watch` sees all output, also
+    /// what is beyond `limit` (a token is a byte) and dropped.
     ///
     /// # Errors
     /// [`ConsoleError`]; nothing is left running then.
@@ -90,6 +92,7 @@ impl Console {
         block: Block<ConsoleBlock>,
         on_key: Option<OnKey>,
         watch: Option<ConsoleWatch>,
+        limit: Option<BucketSpec>,
     ) -> Result<Self, ConsoleError> {
         let sink = match output {
             ConsoleOutput::Nothing => None,
@@ -106,6 +109,11 @@ impl Console {
         let (shared, stop) = (Arc::clone(&serial), Arc::clone(&stop_at_ns));
         let mut worker = ConsoleWorker::new(shared, stop, block, input, sink, on_key);
         worker.watch = watch;
+        let limit = LimiterSpec {
+            bandwidth: limit,
+            ops: None,
+        };
+        worker.limiter = Limiter::new(limit, monotonic_ns());
         let thread = std::thread::Builder::new()
             .name("console".to_owned())
             .spawn(move || {

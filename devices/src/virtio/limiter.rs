@@ -117,6 +117,14 @@ impl Bucket {
         u64::try_from(wait.unwrap_or(0)).unwrap_or(u64::MAX)
     }
 
+    /// Tokens that can be taken at once.
+    fn holds(&self) -> u64 {
+        let whole = self.level.max(0).checked_div(self.refill_ns).unwrap_or(0);
+        u64::try_from(whole)
+            .unwrap_or(u64::MAX)
+            .saturating_add(self.burst)
+    }
+
     fn take(&mut self, tokens: u64) {
         self.level = self.level.saturating_sub(self.need(tokens));
         self.burst = self.burst.saturating_sub(tokens);
@@ -192,6 +200,18 @@ impl Limiter {
             return Err(Duration::from_nanos(wait_ns));
         }
         Ok(())
+    }
+
+    /// Takes as many of so many bytes as there are tokens for, and gives their number: for who drops
+    /// the rest. That is no operation.
+    pub fn take_part(&mut self, bytes: u64, now_ns: u64) -> u64 {
+        let Some(bucket) = &mut self.bandwidth else {
+            return bytes;
+        };
+        bucket.fill(now_ns);
+        let part = bucket.holds().min(bytes);
+        bucket.take(part);
+        part
     }
 
     /// Takes what one operation of so many bytes needs, also what is not there: that is owed, and

@@ -326,6 +326,7 @@ fn make_console(
         // The vm thread is gone only when the VM is.
         ConsoleKey::Stop => drop(keys.send(Message::StopKey)),
     });
-    Console::spawn(serial, input, output, block, Some(on_key), Some(watch))
-        .map_err(|e| failed(e.to_string()))
+    let (watch, limit) = (Some(watch), spec.limit);
+    let spawned = Console::spawn(serial, input, output, block, Some(on_key), watch, limit);
+    spawned.map_err(|e| failed(e.to_string()))
 }

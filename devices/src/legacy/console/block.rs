@@ -31,6 +31,8 @@ pub struct ConsoleBlock {
     pub input_dropped: Counter,
     /// Bytes that the guest wrote to a busy transmitter; a copy of [`crate::legacy::Serial::overruns`].
     pub overrun: Counter,
+    /// Bytes of output that were beyond the operator's limit.
+    pub limit_dropped: Counter,
 }
 
 // SAFETY: repr(C), cells only.
@@ -93,6 +95,12 @@ unsafe impl Section for ConsoleBlock {
             Unit::Bytes,
             offset_of!(ConsoleBlock, overrun),
             "Serial output lost because the guest ignored a busy transmitter.",
+        ),
+        Field::counter(
+            "limit_dropped",
+            Unit::Bytes,
+            offset_of!(ConsoleBlock, limit_dropped),
+            "Serial output dropped because the operator limits its rate.",
         ),
     ];
 }

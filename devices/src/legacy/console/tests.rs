@@ -64,6 +64,15 @@ struct Bench {
 }
 
 fn bench(input: ConsoleInput, output: ConsoleOutput, on_key: Option<OnKey>) -> Bench {
+    limited(input, output, on_key, None)
+}
+
+fn limited(
+    input: ConsoleInput,
+    output: ConsoleOutput,
+    on_key: Option<OnKey>,
+    limit: Option<BucketSpec>,
+) -> Bench {
     let serial = Arc::new(Serial::new().unwrap());
     let meta = Meta {
         vm_id: "test".into(),
@@ -72,7 +81,8 @@ fn bench(input: ConsoleInput, output: ConsoleOutput, on_key: Option<OnKey>) -> B
     let mut black_box = BlackBox::anonymous(0, &meta).unwrap();
     let block = black_box.section("console/0", &[]).unwrap();
     let view = View::of(&black_box);
-    let console = Console::spawn(Arc::clone(&serial), input, output, block, on_key, None).unwrap();
+    let shared = Arc::clone(&serial);
+    let console = Console::spawn(shared, input, output, block, on_key, None, limit).unwrap();
     Bench {
         serial,
         console,
@@ -110,6 +120,62 @@ fn receive_all(serial: &Serial, count: usize) -> Vec<u8> {
         "input",
     );
     all
+}
+
+#[test]
+fn output_beyond_the_limit_is_dropped_and_counted_and_the_guest_goes_on() {
+    let (mut reader, writer) = pipe();
+    let hourly = BucketSpec {
+        size: 10,
+        one_time_burst: 2,
+        refill_ms: 3_600_000,
+    };
+    let output = ConsoleOutput::Stream(writer);
+    let bench = limited(ConsoleInput::Nothing, output, None, Some(hourly));
+    // More than the port's ring and a pipe hold: nothing waits for a token.
+    for _ in 0..100 {
+        print(&bench.serial, &[b'x'; 1000]);
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    bench.view.await_counter("output", 12);
+    let gone = |view: &View| view.counter("limit_dropped") + view.counter("overrun");
+    await_true(|| gone(&bench.view) == 99_988, "the rest");
+    assert!(bench.view.counter("limit_dropped") > 1000);
+    assert_eq!(bench.view.counter("discarded"), 0);
+    assert_eq!(bench.view.counter("stalls"), 0);
+    bench.console.stop(SOON).unwrap();
+    let mut got = Vec::new();
+    reader.read_to_end(&mut got).unwrap();
+    assert_eq!(got, [b'x'; 12]);
+}
+
+#[test]
+fn output_goes_on_when_the_bucket_has_filled() {
+    let (mut reader, writer) = pipe();
+    let quick = BucketSpec {
+        size: 4,
+        one_time_burst: 0,
+        refill_ms: 10,
+    };
+    let output = ConsoleOutput::Stream(writer);
+    let bench = limited(ConsoleInput::Nothing, output, None, Some(quick));
+    print(&bench.serial, b"abcdefgh");
+    await_true(
+        || bench.view.counter("output") + bench.view.counter("limit_dropped") == 8,
+        "all of it",
+    );
+    let before = bench.view.counter("output");
+    assert!(before >= 4, "{before}");
+    std::thread::sleep(Duration::from_millis(50));
+    print(&bench.serial, b"wxyz");
+    bench.view.await_counter("output", before + 4);
+    bench.console.stop(SOON).unwrap();
+    let mut got = Vec::new();
+    reader.read_to_end(&mut got).unwrap();
+    assert!(
+        got.starts_with(b"abcd") && got.ends_with(b"wxyz"),
+        "{got:?}"
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::{ConsoleKey, ConsoleWatch, OnKey};
 use crate::legacy::keys::{Keys, Typed};
 use crate::legacy::serial::Serial;
 use crate::legacy::stream::{self, Sink};
+use crate::virtio::Limiter;
 
 /// Most bytes of one write: what a pipe takes whole.
 const CHUNK_BYTES: usize = libc::PIPE_BUF;
@@ -49,6 +50,8 @@ pub(super) struct ConsoleWorker {
     on_key: Option<OnKey>,
     /// Sees all that is taken from the ring.
     pub(super) watch: Option<ConsoleWatch>,
+    /// How much the output is given.
+    pub(super) limiter: Limiter,
     clock: Clock,
     /// Input that the receive FIFO had no room for, at most [`INPUT_BYTES`].
     waiting: VecDeque<u8>,
@@ -79,6 +82,7 @@ impl ConsoleWorker {
             sink,
             on_key,
             watch: None,
+            limiter: Limiter::default(),
             clock: Clock::process(),
             waiting: VecDeque::with_capacity(INPUT_BYTES),
             chunk: Vec::with_capacity(CHUNK_BYTES),
@@ -144,10 +148,26 @@ impl ConsoleWorker {
             if let Some(watch) = &mut self.watch {
                 watch.feed(&self.chunk);
             }
-            if taken == 0 || (self.sink.is_some() && !self.given_up) {
+            if taken == 0 {
                 return;
             }
-            self.discard();
+            if self.sink.is_some() && !self.given_up {
+                self.limit();
+            } else {
+                self.discard();
+            }
+        }
+    }
+
+    /// Drops what of a fresh chunk is beyond the operator's limit. It does not wait: the guest would
+    /// wait with it.
+    fn limit(&mut self) {
+        if self.limiter.limits() {
+            let all = self.chunk.len();
+            let part = self.limiter.take_part(all as u64, monotonic_ns());
+            self.chunk.truncate(usize::try_from(part).unwrap_or(all));
+            let dropped = all - self.chunk.len();
+            self.block.limit_dropped.add(dropped as u64);
         }
     }
 

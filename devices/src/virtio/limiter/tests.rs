@@ -77,6 +77,23 @@ fn what_is_charged_unseen_is_owed() {
 }
 
 #[test]
+fn a_part_is_what_there_is() {
+    let mut limiter = of_bytes(1000, 500, 100);
+    assert_eq!(limiter.take_part(1200, 0), 1200);
+    assert_eq!(limiter.take_part(1000, 0), 300);
+    assert_eq!(limiter.take_part(1000, 0), 0);
+    // Nothing is lost between two tokens.
+    assert_eq!(limiter.take_part(9, MS / 20), 0);
+    assert_eq!(limiter.take_part(9, MS / 10), 1);
+    assert_eq!(limiter.take_part(9, MS), 9);
+    limiter.charge(100);
+    assert_eq!(limiter.take_part(9, 2 * MS), 0, "what is owed comes first");
+    assert_eq!(limiter.take_part(u64::MAX, 1000 * MS), 1000);
+    let mut free = Limiter::new(LimiterSpec::default(), 0);
+    assert_eq!(free.take_part(u64::MAX, 0), u64::MAX);
+}
+
+#[test]
 fn both_buckets_have_to_agree_and_neither_pays_alone() {
     let spec = LimiterSpec {
         bandwidth: bucket(1000, 0, 100),
@@ -188,6 +205,7 @@ proptest! {
         let _ = limiter.take(bytes, 0);
         let _ = limiter.take(bytes, now);
         let _ = limiter.take(u64::MAX, u64::MAX);
+        let _ = limiter.take_part(bytes, now);
         limiter.charge(u64::MAX);
         limiter.charge(bytes);
         let _ = limiter.take(u64::MAX, u64::MAX);
