@@ -175,14 +175,7 @@ impl Machine {
     /// # Errors
     /// There is no such device; it refuses; its thread misses the deadline.
     pub fn change_device(&self, id: &str, change: DeviceChange) -> Result<(), String> {
-        let (what, names) = match change {
-            DeviceChange::Drive(_) => ("drive", vec![virtio::drive_name(id)]),
-            // Under its own id there may be a drive, and then it has the first name.
-            DeviceChange::Network(_) => {
-                let names = vec![virtio::network_name_beside(id), id.to_owned()];
-                ("network interface", names)
-            }
-        };
+        let (what, names) = virtio::names(id, &change);
         let mut threads = names.iter().filter_map(|name| {
             let thread = format!("io-{name}");
             self.io_threads.iter().find(|there| there.name() == thread)

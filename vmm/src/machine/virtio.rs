@@ -7,9 +7,9 @@ use std::sync::mpsc::Sender;
 use devices::bus::Bus;
 use devices::virtio::mmio::registers::QUEUE_NOTIFY;
 use devices::virtio::{
-    BalloonBlock, BalloonDevice, BalloonHandle, BlockDevice, BlockSpec, DeviceCounters,
-    DeviceProfile, EntropyDevice, Front, IoThread, IoThreadSpec, MmioTransport, NetDevice, TapSpec,
-    ThreadBlock, VirtioDevice, VsockBlock, VsockDevice,
+    BalloonBlock, BalloonDevice, BalloonHandle, BlockDevice, BlockSpec, DeviceChange,
+    DeviceCounters, DeviceProfile, EntropyDevice, Front, IoThread, IoThreadSpec, MmioTransport,
+    NetDevice, TapSpec, ThreadBlock, VirtioDevice, VsockBlock, VsockDevice,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
 use memory::layout::MMIO_DEVICE_BYTES;
@@ -157,8 +157,21 @@ fn network_name(id: &str, drives: &[DriveSpec]) -> String {
 }
 
 /// What an interface is called whose id is the name of another device.
-pub fn network_name_beside(id: &str) -> String {
+fn network_name_beside(id: &str) -> String {
     format!("net-{id}")
+}
+
+/// What kind of device a change is for, and what the one with this id may be called: the first that
+/// there is.
+pub fn names(id: &str, change: &DeviceChange) -> (&'static str, Vec<String>) {
+    match change {
+        DeviceChange::Drive(_) => ("drive", vec![drive_name(id)]),
+        // Under its own id there may be another device, and then it has the first name.
+        DeviceChange::Network(_) => {
+            let names = vec![network_name_beside(id), id.to_owned()];
+            ("network interface", names)
+        }
+    }
 }
 
 /// What the entropy device is called, if there is one.
@@ -346,7 +359,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::spec::{IoEngine, LimiterSpec};
+    use crate::spec::{DriveChange, IoEngine, LimiterSpec, NetChange};
 
     fn drive(id: &str) -> DriveSpec {
         DriveSpec {
@@ -371,6 +384,17 @@ mod tests {
         let networks = ["data", "eth0", "serial", "cmos"];
         names.extend(networks.map(|id| network_name(id, &drives)));
         assert_eq!(names[3..], ["net-data", "eth0", "net-serial", "net-cmos"]);
+        // A change finds each under its own name.
+        let first = |id: &str, change: DeviceChange| {
+            let mut candidates = super::names(id, &change).1.into_iter();
+            candidates.find(|name| names.contains(name)).unwrap()
+        };
+        let drive_change = || DeviceChange::Drive(DriveChange::default());
+        let found = ["data", "serial", "vda"].map(|id| first(id, drive_change()));
+        assert_eq!(found, names[..3]);
+        let network_change = || DeviceChange::Network(NetChange::default());
+        let found = networks.map(|id| first(id, network_change()));
+        assert_eq!(found, names[3..]);
         names.extend(OWN.map(str::to_owned));
         let mut spec = VmSpec::new("x", crate::spec::BootSpec::default());
         spec.entropy = Some(EntropySpec::default());

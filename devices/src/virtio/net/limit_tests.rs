@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::tests::{Wire, stand_in_spec};
+use super::tests::{Wire, ip, stand_in_spec, tap_spec, with_tap};
 use super::*;
-use crate::virtio::mock_driver::{DATA, wait_for};
+use crate::virtio::mock_driver::{DATA, Machine, wait_for};
 use crate::virtio::{BucketSpec, DriveChange, LimiterSpec};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -237,6 +237,78 @@ fn a_tap_that_goes_ends_the_wait_for_it() {
     guest_sends(&mut wire, 1);
     wire.driver.wait_used(TX, 1);
     wait_for("the end", || wire.rx().limited_since.value() == 0);
+}
+
+#[test]
+fn a_real_tap_keeps_what_is_over_the_limit_and_wakes_nobody_for_it() {
+    with_tap(|| {
+        let mut machine = Machine::new();
+        let spec = TapSpec {
+            rx_limiter: only_ops(2),
+            ..tap_spec(None)
+        };
+        let mut driver = machine.attach(NetDevice::open(spec).unwrap(), 0x1_0000);
+        driver.start_plain(0);
+        for place in 0..12u64 {
+            driver.add(RX, &[(DATA + place * 0x1000, 2000, true)]);
+        }
+        driver.kick(RX);
+        // Of a guest whose address is known the host asks nothing: each datagram is a frame.
+        assert!(ip("addr add 192.0.2.1/24 dev tap0"));
+        let neighbour = "neigh add 192.0.2.2 lladdr 02:00:00:00:00:07 dev tap0";
+        assert!(ip(neighbour));
+        let socket = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+        let send = |count: u8| {
+            for number in 0..count {
+                socket.send_to(&[number; 32], "192.0.2.2:9").unwrap();
+            }
+        };
+        send(6);
+        assert_eq!(driver.wait_used(RX, 2).len(), 2);
+        let rx = &driver.seen.queues[RX];
+        wait_for("the wait", || rx.limited_since.value() != 0);
+        let loops = || {
+            let file = machine.black_box.file().unwrap();
+            let reader = observe::reader::Reader::from_file(file, "test".into()).unwrap();
+            let seen = reader.snapshot().unwrap();
+            let thread = seen.section("thread/io-test").unwrap();
+            thread.counter("loops").unwrap()
+        };
+        let before = loops();
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(loops() - before < 20, "{}", loops() - before);
+        assert_eq!(rx.requests.value(), 2);
+
+        let free = DeviceChange::Network(NetChange {
+            rx_limiter: FREE,
+            ..NetChange::default()
+        });
+        let within = Duration::from_secs(5);
+        machine.thread.change(0, free, within).unwrap();
+        // What the host itself says (IPv6 discovery) may be among them.
+        assert!(driver.wait_used(RX, 4).len() >= 4);
+        let rx = &driver.seen.queues[RX];
+        wait_for("the end", || rx.limited_since.value() == 0);
+
+        // Held again, and then the tap is deleted: that is noticed, though nothing is read.
+        let tight = DeviceChange::Network(NetChange {
+            rx_limiter: only_ops(1),
+            ..NetChange::default()
+        });
+        machine.thread.change(0, tight, within).unwrap();
+        for place in 12..16u64 {
+            driver.add(RX, &[(DATA + place * 0x1000, 2000, true)]);
+        }
+        driver.kick(RX);
+        send(3);
+        let rx = &driver.seen.queues[RX];
+        wait_for("the wait", || rx.limited_since.value() != 0);
+        assert!(ip("link del tap0"));
+        wait_for("the end", || rx.limited_since.value() == 0);
+        let mut status = [0xFF; 2];
+        driver.link.config.read(STATUS_OFFSET as u64, &mut status);
+        assert_eq!(status, [0, 0]);
+    });
 }
 
 #[test]

@@ -329,7 +329,7 @@ fn no_programs() -> MutexGuard<'static, ()> {
     PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn ip(arguments: &str) -> bool {
+pub(super) fn ip(arguments: &str) -> bool {
     let _one = no_programs();
     let done = Command::new("ip").args(arguments.split(' ')).output();
     done.is_ok_and(|done| done.status.success())
@@ -337,7 +337,7 @@ fn ip(arguments: &str) -> bool {
 
 /// Runs a test in a network namespace of its own with the tap `tap0`, where the host allows it.
 #[allow(unsafe_code)]
-fn with_tap(test: fn()) {
+pub(super) fn with_tap(test: fn()) {
     let thread = std::thread::spawn(move || {
         // SAFETY: changes the network namespace of this thread alone, which ends after the test.
         let alone = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
@@ -350,7 +350,7 @@ fn with_tap(test: fn()) {
     thread.join().unwrap();
 }
 
-fn tap_spec(mtu: Option<u16>) -> TapSpec {
+pub(super) fn tap_spec(mtu: Option<u16>) -> TapSpec {
     TapSpec {
         id: "eth0".into(),
         tap: "tap0".into(),
