@@ -57,7 +57,7 @@ pub fn gather(snapshot: &Snapshot, devices: &[Device], totals: &mut Totals) {
         totals.count("entropy", "entropy_event_count", count("operations"));
         totals.count("entropy", "entropy_bytes", count("operation"));
         totals.count("entropy", "host_rng_fails", count("operation_errors"));
-        let name = entropy.name.strip_prefix("device/").unwrap_or_default();
+        let name = entropy.instance.first().map_or("", |(_, name)| name);
         let is_entropy = entropy.table("operations", "entropy").is_some();
         let queue = snapshot.section(&format!("queue/{name}/0"));
         let throttled = queue
@@ -290,4 +290,123 @@ fn add_vsock(snapshot: &Snapshot, sockets: &SectionView, totals: &mut Totals) {
     let count = |field| sockets.counter(field).unwrap_or(0);
     let added = count("opened_by_guest").saturating_add(count("opened_by_host"));
     totals.count("vsock", "conns_added", added);
+}
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use vmm::observe::reader::Reader;
+    use vmm::observe::{BlackBox, Counter, Field, Meta, Section, Unit};
+
+    use super::*;
+
+    #[repr(C)]
+    struct Device {
+        operations: [Counter; 2],
+        drops: [Counter; 2],
+    }
+
+    // SAFETY: repr(C), cells only.
+    #[allow(unsafe_code)]
+    unsafe impl Section for Device {
+        const KIND: &'static str = "device";
+        const INSTANCE: &'static [&'static str] = &["device"];
+        const FIELDS: &'static [Field] = &[
+            Field::counter("operations", Unit::None, 0, ".").column(2, 8, "operation"),
+            Field::counter("drops", Unit::None, offset_of!(Device, drops), ".")
+                .column(2, 8, "cause"),
+        ];
+    }
+
+    #[repr(C)]
+    struct Queue {
+        limited: Counter,
+    }
+
+    // SAFETY: repr(C), cells only.
+    #[allow(unsafe_code)]
+    unsafe impl Section for Queue {
+        const KIND: &'static str = "queue";
+        const INSTANCE: &'static [&'static str] = &["device", "queue"];
+        const FIELDS: &'static [Field] = &[Field::counter("limited", Unit::None, 0, ".")];
+    }
+
+    #[repr(C)]
+    struct Port {
+        output: Counter,
+        limit_dropped: Counter,
+    }
+
+    // SAFETY: repr(C), cells only.
+    #[allow(unsafe_code)]
+    unsafe impl Section for Port {
+        const KIND: &'static str = "console";
+        const INSTANCE: &'static [&'static str] = &["console"];
+        const FIELDS: &'static [Field] = &[
+            Field::counter("output", Unit::Bytes, 0, "."),
+            Field::counter(
+                "limit_dropped",
+                Unit::Bytes,
+                offset_of!(Port, limit_dropped),
+                ".",
+            ),
+        ];
+    }
+
+    #[test]
+    fn what_limits_and_filters_do_is_under_firecrackers_keys() {
+        let meta = Meta {
+            vm_id: "x".into(),
+            version: "7".into(),
+        };
+        let mut black_box = BlackBox::anonymous(256 << 10, &meta).unwrap();
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let device = |black_box: &mut BlackBox, name: &str, operations: &[&str]| {
+            let causes = match name {
+                "eth0" => ["tx_spoofed_mac", "tx_no_tap"],
+                _ => ["one", "other"],
+            };
+            let (operations, causes): (Vec<_>, Vec<_>) = (owned(operations), owned(&causes));
+            let labels = [("operation", &*operations), ("cause", &*causes)];
+            let section = format!("device/{name}");
+            black_box.section::<Device>(&section, &labels).unwrap()
+        };
+        let card = device(&mut black_box, "eth0", &["rx", "tx"]);
+        let random = device(&mut black_box, "virtio-entropy", &["entropy"]);
+        // No other device's queue counts as the entropy device's.
+        let disk = device(&mut black_box, "rootfs", &["read", "flush"]);
+        let mut queue = |name: &str, limited: u64| {
+            let section = format!("queue/{name}");
+            let queue = black_box.section::<Queue>(&section, &[]).unwrap();
+            queue.limited.add(limited);
+            queue
+        };
+        let queues = [
+            queue("eth0/0", 3),
+            queue("eth0/1", 5),
+            queue("virtio-entropy/0", 7),
+            queue("rootfs/0", 11),
+        ];
+        let port = black_box.section::<Port>("console/serial", &[]).unwrap();
+        card.drops[0].add(13);
+        random.operations[0].add(1);
+        port.output.add(100);
+        port.limit_dropped.add(17);
+
+        let file = black_box.file().unwrap();
+        let snapshot = Reader::from_file(file, "test".into()).unwrap().snapshot();
+        let snapshot = snapshot.unwrap();
+        let mut totals = Totals::default();
+        gather(&snapshot, &devices(&snapshot), &mut totals);
+        let count = |group: &str, key| totals.counts[&(group.to_owned(), key)];
+        for group in ["net", "net_eth0"] {
+            assert_eq!(count(group, "rx_rate_limiter_throttled"), 3);
+            assert_eq!(count(group, "tx_rate_limiter_throttled"), 5);
+            assert_eq!(count(group, "tx_spoofed_mac_count"), 13);
+        }
+        assert_eq!(count("entropy", "entropy_rate_limiter_throttled"), 7);
+        assert_eq!(count("uart", "rate_limiter_dropped_bytes"), 17);
+        assert_eq!(count("uart", "write_count"), 117);
+        drop((disk, queues));
+    }
 }
