@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -102,8 +103,10 @@ fn shared_cpu() -> Option<u32> {
         .lines()
         .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
     let cpus = cpu_list(allowed);
-    // Machines that run at once should not all lie on the same one.
-    let chosen = std::process::id() as usize % cpus.len().max(1);
+    // Machines that run at once should not lie on the same one.
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    let made = MADE.fetch_add(1, Ordering::Relaxed);
+    let chosen = (std::process::id() as usize).wrapping_add(made) % cpus.len().max(1);
     cpus.get(chosen).copied().filter(|_| cpus.len() > 1)
 }
 

@@ -99,6 +99,12 @@ pub enum End {
     StoodStill,
 }
 
+/// Installs and makes what a machine needs, so that several may start at once.
+pub fn prepare() -> Result<()> {
+    Qemu::ensure()?;
+    outer::ensure(false).map(drop)
+}
+
 /// Runs a job; its output goes to `stdout` and `stderr` as it comes.
 pub fn run(
     mut job: Job,

@@ -1,12 +1,14 @@
 //! `cargo xtask test`: the whole suite, on whatever this machine can do, and what it came to.
 
+mod spread;
 mod summary;
 mod tally;
 mod target;
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -50,6 +52,7 @@ enum Suite {
 const HERE: &str = "host";
 const KVM: &str = "this host's KVM";
 const LAB: &str = "the lab";
+const LABS: &str = "two labs at once";
 
 /// Runs the suites, prints the table; fails when anything failed.
 pub fn main(args: &TestArgs) -> Result<()> {
@@ -223,74 +226,43 @@ fn guests(name: &'static str, sets: &[Set], here: bool, filter: Option<&str>) ->
     arguments.extend(filter.map(str::to_owned));
     let limit = Duration::from_secs(if linux { 3300 } else { 900 });
     say("test", format!("{name}: running, on {} ...", row.place));
-    let mut tally = Tally::new(std::io::stdout());
-    let end = if here {
-        target::run_here(&built, &images, &arguments, limit, &mut tally)
-    } else {
-        let size = |job: &mut Job| {
-            job.timeout = limit;
-            job.wake = false;
-            if linux {
-                // Guests of 5 GiB; and several vCPUs on two emulated CPUs with memory far above
-                // 4 GiB is what QEMU 10.0 crashes at, so one.
-                job.memory_mib = 9216;
-                job.cpus = 1;
-            }
-        };
-        in_lab(&built, &images, &arguments, size, &mut tally, &mut row)
+    if here {
+        let mut tally = Tally::new(std::io::stdout());
+        let end = target::run_here(&built, &images, &arguments, limit, &mut tally);
+        judge(&mut row, tally, end, name);
+        return row;
+    }
+    let size = |job: &mut Job| {
+        job.timeout = limit;
+        job.wake = false;
+        if linux {
+            // Guests of 5 GiB; and several vCPUs on two emulated CPUs with memory far above
+            // 4 GiB is what QEMU 10.0 crashes at, so one.
+            job.memory_mib = LINUX_MIB;
+            job.cpus = 1;
+        }
     };
-    judge(&mut row, tally, end, name);
+    // The others take minutes, and count on two CPUs.
+    let machines = if linux {
+        spread::machines(LINUX_MIB)
+    } else {
+        1
+    };
+    if machines > 1 {
+        row.place = LABS;
+    }
+    for part in spread::in_labs(&built, &images, &arguments, size, machines) {
+        row.notes.extend(part.notes);
+        judge(&mut row, part.tally, part.end, name);
+    }
     row
 }
 
-/// Machines that stood still before the suite is given up.
-const MOST_STANDSTILLS: usize = 5;
-
-/// Runs a test program in the lab; what is left in another machine if one stands still.
-fn in_lab(
-    built: &Built,
-    images: &Path,
-    arguments: &[String],
-    size: impl Fn(&mut Job),
-    tally: &mut Tally<std::io::Stdout>,
-    row: &mut Row,
-) -> Result<End> {
-    let started = Instant::now();
-    let mut stood = Vec::new();
-    let mut arguments = arguments.to_vec();
-    loop {
-        let size = |job: &mut Job| {
-            size(job);
-            job.timeout = job.timeout.saturating_sub(started.elapsed());
-        };
-        let end = target::run_in_lab(built, images, &arguments, size, tally)?;
-        if end != End::StoodStill {
-            return Ok(end);
-        }
-        let during = tally.interrupt();
-        let name = during.as_deref().unwrap_or("no test");
-        let note = format!("the emulated machine stood still during {name}");
-        if stood.contains(&during) || stood.len() == MOST_STANDSTILLS {
-            return fail(format!("{note}, and not for the first time"));
-        }
-        let left: Vec<String> = target::list(built, &arguments)?
-            .into_iter()
-            .filter(|test| !tally.ended.contains(test))
-            .collect();
-        if left.is_empty() {
-            return Ok(End::Exit(0));
-        }
-        let note = format!("{note}; the {} tests left ran in another one", left.len());
-        say("test", &note);
-        row.notes.push(note);
-        stood.push(during);
-        arguments = vec!["--test-threads=1".to_owned(), "--exact".to_owned()];
-        arguments.extend(left);
-    }
-}
+/// Memory of an emulated machine for Linux guests.
+const LINUX_MIB: u32 = 9216;
 
 /// Counts what a test program said, and its end when that is bad without a test having failed.
-fn judge(row: &mut Row, mut tally: Tally<std::io::Stdout>, end: Result<End>, what: &str) {
+fn judge<W: Write>(row: &mut Row, mut tally: Tally<W>, end: Result<End>, what: &str) {
     tally.finish();
     let told = tally.failed > 0;
     row.add(tally);
