@@ -71,7 +71,9 @@ fn number(guest: &Guest, field: &str) -> u64 {
 /// Free and all memory, as the guest said last.
 fn said(guest: &Guest) -> (u64, u64) {
     let said = guest.said();
-    let lines: Vec<&str> = said.lines().collect();
+    // Not of a line that the guest has not ended yet.
+    let (whole, _) = said.rsplit_once('\n').unwrap_or_default();
+    let lines: Vec<&str> = whole.lines().collect();
     let told = lines.iter().rev().find_map(|line| {
         let (free, total) = line.trim().strip_prefix("FREE=")?.split_once(',')?;
         Some((free.parse::<u64>().ok()?, total.parse::<u64>().ok()?))

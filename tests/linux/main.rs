@@ -41,7 +41,7 @@ use harness::{image, spec};
 use vmm::VmSpec;
 
 /// Long enough for a boot in an emulated machine that is busy with something else.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The two kernels.
 const VERSIONS: [&str; 2] = ["6.1", "6.12"];

@@ -1,7 +1,7 @@
 //! A test program in the lab: in one emulated machine after another where one stands still, and in
 //! two at once where this machine has the CPUs and the memory for it.
 
-use std::io::{LineWriter, Stdout, Write};
+use std::io::{Stdout, Write};
 use std::path::Path;
 use std::time::Instant;
 
@@ -45,8 +45,45 @@ fn available_mib(meminfo: &str) -> u64 {
     kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
-/// Whole lines, so that two programs may say something at once.
-pub type Lines = LineWriter<Stdout>;
+/// Hands whole lines on and no parts of any, whoever asks for it, so that two programs may say
+/// something at once. What is left goes out at the end.
+pub struct WholeLines<W: Write> {
+    to: W,
+    part: Vec<u8>,
+}
+
+/// To where people look.
+pub type Lines = WholeLines<Stdout>;
+
+impl<W: Write> WholeLines<W> {
+    fn new(to: W) -> Self {
+        let part = Vec::new();
+        Self { to, part }
+    }
+}
+
+impl<W: Write> Write for WholeLines<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.part.extend_from_slice(bytes);
+        if let Some(end) = self.part.iter().rposition(|byte| *byte == b'\n') {
+            let lines: Vec<u8> = self.part.drain(..=end).collect();
+            self.to.write_all(&lines)?;
+            self.to.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: Write> Drop for WholeLines<W> {
+    fn drop(&mut self) {
+        let _ = self.to.write_all(&self.part);
+        let _ = self.to.flush();
+    }
+}
 
 /// Runs the tests that `arguments` choose in so many machines at once.
 pub fn in_labs(
@@ -162,6 +199,20 @@ mod tests {
         assert_eq!(dealt(&all, 1), std::slice::from_ref(&all));
         assert_eq!(dealt(&all[..1], 2), [all[..1].to_vec()]);
         assert_eq!(dealt(&[], 2).len(), 1);
+    }
+
+    #[test]
+    fn lines_of_two_programs_stay_whole() {
+        let mut seen = Vec::new();
+        {
+            let mut lines = WholeLines::new(&mut seen);
+            lines.write_all(b"test a ... ").unwrap();
+            lines.flush().unwrap();
+            assert_eq!(lines.to.len(), 0);
+            lines.write_all(b"ok\ntest b").unwrap();
+            assert_eq!(*lines.to, b"test a ... ok\n");
+        }
+        assert_eq!(seen, b"test a ... ok\ntest b");
     }
 
     #[test]
