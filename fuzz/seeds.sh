@@ -2,7 +2,7 @@
 # Writes the seeds of the corpus, fuzz/corpus/TARGET/*: what a well-behaved guest or client says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/corpus"
-mkdir -p api_bodies balloon_request blackbox_reader blk_request console_watch entropy http_request legacy_ports mmio_registers pci_function trace_format trace_records virtqueue vsock walk stack
+mkdir -p api_bodies balloon_request blackbox_reader blk_request console_watch entropy http_request legacy_ports mmio_registers net_control pci_function trace_format trace_records virtqueue vsock walk stack
 
 # Words, little-endian: le BYTES NUMBER...
 le() {
@@ -236,6 +236,12 @@ start=(0x42 0x70 0 0x42 0x70 1 0x42 0x70 3 0x42 0x14 1 0x40 0x10 0 0x42 0x24 1 0
 registers start "${start[@]}"
 registers reset "${start[@]}" 0x42 0x50 0 0x40 0x60 3 0x42 0x64 3 0x42 0x70 0 0x42 0x30 1 0x41 0 1 0x42 0x70 0 0x41 0 0
 registers odd 0x40 0xfc 9 0x40 0xb0 0 0x42 0xac 1 0x00 0x71 0 0x20 0x1f 0xFFFFFFFF 0x42 0x70 131 0x42 0x44 0
+
+# net_control: pairs, class, command, data.
+le 1 4 4 0 2 0 >net_control/pairs
+le 1 2 4 0 3 0 >net_control/more
+le 1 1 4 0 1 0 >net_control/one
+le 1 2 0 0 1 >net_control/promiscuous
 
 # virtqueue: layout, size, 32 bytes of script, then memory from 0x100 on: the available ring,
 # descriptors at the next multiple of 16, the used ring.

@@ -98,5 +98,6 @@ macro_rules! targets {
 
 targets! {
     api_bodies balloon_request blackbox_reader blk_request console_watch entropy http_request
-    legacy_ports mmio_registers pci_function stack trace_format trace_records virtqueue vsock walk
+    legacy_ports mmio_registers net_control pci_function stack trace_format trace_records virtqueue
+    vsock walk
 }

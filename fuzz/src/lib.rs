@@ -13,6 +13,7 @@ pub mod http_request;
 mod input;
 pub mod legacy_ports;
 pub mod mmio_registers;
+pub mod net_control;
 pub mod pci_function;
 pub mod stack;
 pub mod trace_format;
@@ -25,7 +26,7 @@ pub mod walk;
 pub type Body = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Body); 16] = [
+pub const TARGETS: [(&str, Body); 17] = [
     ("api_bodies", api_bodies::run),
     ("balloon_request", balloon_request::run),
     ("blackbox_reader", blackbox_reader::run),
@@ -35,6 +36,7 @@ pub const TARGETS: [(&str, Body); 16] = [
     ("http_request", http_request::run),
     ("legacy_ports", legacy_ports::run),
     ("mmio_registers", mmio_registers::run),
+    ("net_control", net_control::run),
     ("pci_function", pci_function::run),
     ("stack", stack::run),
     ("trace_format", trace_format::run),

@@ -13,6 +13,7 @@
     clippy::arithmetic_side_effects
 )]
 
+pub mod control;
 mod filter;
 mod receive;
 mod spec;
