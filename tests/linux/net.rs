@@ -25,6 +25,7 @@ pub fn with_tap(mut spec: VmSpec, tap: &Tap, mtu: Option<u16>) -> VmSpec {
         rx_limiter: vmm::LimiterSpec::default(),
         tx_limiter: vmm::LimiterSpec::default(),
         mac_filter: false,
+        queues: 1,
     });
     spec
 }

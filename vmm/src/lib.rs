@@ -59,8 +59,9 @@ pub use observe;
 pub use sections::SECTIONS;
 pub use spec::{
     Backing, BalloonSpec, BlackBoxSpec, BootSpec, BucketSpec, Cache, DeviceChange, DriveChange,
-    DriveSpec, EntropySpec, Entry, IoEngine, Judging, LimiterSpec, MAX_DRIVE_QUEUES, MemorySpec,
-    NetChange, NetSpec, SerialInput, SerialOutput, SerialSpec, Unpack, VmSpec, VsockSpec,
+    DriveSpec, EntropySpec, Entry, IoEngine, Judging, LimiterSpec, MAX_DRIVE_QUEUES,
+    MAX_QUEUE_PAIRS, MemorySpec, NetChange, NetSpec, SerialInput, SerialOutput, SerialSpec, Unpack,
+    VmSpec, VsockSpec,
 };
 pub use validate::SpecError;
 pub use vcpu::exit::ResetCause;

@@ -10,6 +10,7 @@ use crate::watcher::judge::Limits;
 
 pub use crate::watcher::judge::Judging;
 pub use devices::virtio::blk::MAX_QUEUES as MAX_DRIVE_QUEUES;
+pub use devices::virtio::net::MAX_PAIRS as MAX_QUEUE_PAIRS;
 pub use devices::virtio::{
     BucketSpec, DeviceChange, DriveChange, IoEngine, LimiterSpec, NetChange,
 };
@@ -150,6 +151,15 @@ pub struct NetSpec {
     pub tx_limiter: LimiterSpec,
     /// Whether what it sends from another address than `mac` is dropped; needs `mac`.
     pub mac_filter: bool,
+    /// Its queue pairs, 1 to [`MAX_QUEUE_PAIRS`]; more than one needs a tap made with `multi_queue`.
+    pub queues: u8,
+}
+
+impl NetSpec {
+    /// Its queues: two a pair, and one for commands where there is something to say on it.
+    pub fn queue_count(&self) -> usize {
+        2 * usize::from(self.queues) + usize::from(self.queues > 1)
+    }
 }
 
 /// A balloon: memory that the guest lends to the host.

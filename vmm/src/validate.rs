@@ -12,7 +12,9 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::spec::{DriveSpec, MAX_CMDLINE, MAX_DRIVE_QUEUES, MAX_VCPUS, NetSpec, VsockSpec};
+use crate::spec::{
+    DriveSpec, MAX_CMDLINE, MAX_DRIVE_QUEUES, MAX_QUEUE_PAIRS, MAX_VCPUS, NetSpec, VsockSpec,
+};
 pub use balloon::balloon;
 use ids::MAX_VM_ID;
 pub use ids::{drives_together, networks_together, vm_id};
@@ -21,6 +23,8 @@ pub use ids::{drives_together, networks_together, vm_id};
 const MIN_MTU: u16 = 68;
 /// `IFF_TAP` of linux/if_tun.h, as /sys/class/net/NAME/tun_flags shows it.
 const IFF_TAP: u32 = 0x0002;
+/// `IFF_MULTI_QUEUE`, as there.
+const IFF_MULTI_QUEUE: u32 = 0x0100;
 /// Longest path of a socket device.
 const MAX_VSOCK_PATH: usize = devices::virtio::vsock::MAX_PATH;
 /// `IFNAMSIZ` of linux/if.h, its NUL not counted.
@@ -69,6 +73,16 @@ pub enum SpecError {
     DriveQueues {
         /// The drive.
         drive: String,
+        /// What was asked.
+        queues: u8,
+    },
+    /// As many queue pairs as no interface can have.
+    #[error(
+        "interface {interface} cannot have {queues} queue pairs; give queues from 1 to {MAX_QUEUE_PAIRS}"
+    )]
+    QueuePairs {
+        /// The interface.
+        interface: String,
         /// What was asked.
         queues: u8,
     },
@@ -149,7 +163,7 @@ pub enum SpecError {
     TapName(String),
     /// No such interface.
     #[error(
-        "host_dev_name {0}: there is no such network interface; make it with `ip tuntap add dev {0} mode tap`"
+        "host_dev_name {0}: there is no such network interface; make it with `ip tuntap add dev {0} mode tap`, with multi_queue behind it if queues is more than 1"
     )]
     TapAbsent(String),
     /// An interface of another kind.
@@ -157,6 +171,16 @@ pub enum SpecError {
         "host_dev_name {0} is a network interface but not a tap device; make one with `ip tuntap add dev NAME mode tap`"
     )]
     NotTap(String),
+    /// A tap of one queue, for an interface of several.
+    #[error(
+        "host_dev_name {tap} is a tap that takes one queue, and queues is {queues}; make it anew with `ip tuntap del dev {tap} mode tap` and `ip tuntap add dev {tap} mode tap multi_queue`, or leave queues out"
+    )]
+    OneQueueTap {
+        /// The tap.
+        tap: String,
+        /// What was asked.
+        queues: u8,
+    },
     /// An MTU that no guest can use.
     #[error("mtu {0} is too small; give at least {MIN_MTU}")]
     Mtu(u16),
@@ -281,7 +305,8 @@ pub fn drive(spec: &DriveSpec) -> Result<(), SpecError> {
     }
 }
 
-/// Judges a network device: its tap exists and is one, its MTU and MAC can be used.
+/// Judges a network device: its tap exists, is one and takes as many queues, its MTU and MAC can be
+/// used.
 ///
 /// # Errors
 /// The tap, what is wrong with it, and the remedy.
@@ -295,6 +320,12 @@ pub fn net(spec: &NetSpec) -> Result<(), SpecError> {
     }
     if spec.mac_filter && spec.mac.is_none() {
         return Err(SpecError::FilterWithoutMac(spec.id.clone()));
+    }
+    if !(1..=MAX_QUEUE_PAIRS).contains(&spec.queues) {
+        return Err(SpecError::QueuePairs {
+            interface: spec.id.clone(),
+            queues: spec.queues,
+        });
     }
     let name = &spec.tap;
     let named = (1..=MAX_IFNAME).contains(&name.len())
@@ -311,13 +342,16 @@ pub fn net(spec: &NetSpec) -> Result<(), SpecError> {
         return Err(SpecError::TapAbsent(name.clone()));
     }
     let flags = fs::read_to_string(directory.join("tun_flags")).ok();
-    let is_tap = flags
+    let flags = flags
         .and_then(|text| u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok())
-        .is_some_and(|flags| flags & IFF_TAP != 0);
-    if is_tap {
-        Ok(())
-    } else {
-        Err(SpecError::NotTap(name.clone()))
+        .unwrap_or(0);
+    match (flags & IFF_TAP != 0, flags & IFF_MULTI_QUEUE != 0) {
+        (false, _) => Err(SpecError::NotTap(name.clone())),
+        (true, false) if spec.queues > 1 => Err(SpecError::OneQueueTap {
+            tap: name.clone(),
+            queues: spec.queues,
+        }),
+        (true, _) => Ok(()),
     }
 }
 

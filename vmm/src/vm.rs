@@ -20,7 +20,7 @@ use crate::hypervisor::HostError;
 use crate::inspect::{self, InspectError, VcpuSight, VcpuView};
 use crate::lifecycle::{VmCommand, VmState};
 use crate::machine::Machine;
-use crate::spec::VmSpec;
+use crate::spec::{NetSpec, VmSpec};
 use crate::validate::SpecError;
 use crate::vcpu::exit::ResetCause;
 use crate::watcher::judge::{Board, Owner, Standing};
@@ -406,7 +406,8 @@ fn create_black_box(spec: &VmSpec) -> Result<BlackBox, BlackBoxError> {
     let balloon = spec.balloon.map_or(0, |balloon| balloon.queues());
     let sockets = 3 * usize::from(spec.vsock.is_some());
     let alone = balloon + usize::from(spec.entropy.is_some()) + sockets;
-    let queues = of_drives.sum::<usize>() + 2 * spec.networks.len() + alone;
+    let of_networks = spec.networks.iter().map(NetSpec::queue_count);
+    let queues = of_drives.sum::<usize>() + of_networks.sum::<usize>() + alone;
     let vcpus = usize::from(spec.vcpus);
     let samples = room(Samples::section_bytes(
         vcpus,

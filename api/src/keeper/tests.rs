@@ -354,6 +354,7 @@ fn a_drive_that_was_changed_is_so_in_the_next_run() {
             },
             tx_limiter: vmm::LimiterSpec::default(),
             mac_filter: false,
+            queues: 1,
         })
         .to_vec();
     let machine = test.keeper.launch(wanted.clone()).unwrap();

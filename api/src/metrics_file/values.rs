@@ -165,28 +165,35 @@ fn add_block(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) 
 
 fn add_net(snapshot: &Snapshot, name: &str, group: &str, totals: &mut Totals) {
     let device = snapshot.section(&format!("device/{name}"));
-    for (index, events, none, throttled) in [
+    // Receive and transmit queues by turns; behind several pairs, the control queue.
+    let queues: Vec<_> = (0..=2 * u16::from(vmm::MAX_QUEUE_PAIRS))
+        .map_while(|index| snapshot.section(&format!("queue/{name}/{index}")))
+        .collect();
+    let pairs = queues.chunks_exact(2);
+    for queue in pairs.remainder() {
+        totals.count(group, "event_fails", queue.counter("broken").unwrap_or(0));
+    }
+    for (place, events, none, empty, throttled) in [
         (
-            "0",
+            0,
             "rx_queue_event_count",
             "no_rx_avail_buffer",
+            "starved",
             "rx_rate_limiter_throttled",
         ),
         (
-            "1",
+            1,
             "tx_queue_event_count",
             "no_tx_avail_buffer",
+            "spurious_kicks",
             "tx_rate_limiter_throttled",
         ),
     ] {
-        let queue = snapshot.section(&format!("queue/{name}/{index}"));
-        let queued = |field: &str| queue.and_then(|queue| queue.counter(field)).unwrap_or(0);
-        totals.count(group, events, queued("kicks"));
-        let empty = if index == "0" {
-            "starved"
-        } else {
-            "spurious_kicks"
+        let queued = |field: &str| -> u64 {
+            let queues = pairs.clone().filter_map(|pair| pair.get(place));
+            queues.filter_map(|queue| queue.counter(field)).sum()
         };
+        totals.count(group, events, queued("kicks"));
         totals.count(group, none, queued(empty));
         totals.count(group, throttled, queued("limited"));
         totals.count(group, "event_fails", queued("broken"));
@@ -384,6 +391,10 @@ mod tests {
         let queues = [
             queue("eth0/0", 3),
             queue("eth0/1", 5),
+            queue("eth0/2", 30),
+            queue("eth0/3", 50),
+            // Commands of the driver wait for no limit.
+            queue("eth0/4", 700),
             queue("virtio-entropy/0", 7),
             queue("rootfs/0", 11),
         ];
@@ -400,8 +411,8 @@ mod tests {
         gather(&snapshot, &devices(&snapshot), &mut totals);
         let count = |group: &str, key| totals.counts[&(group.to_owned(), key)];
         for group in ["net", "net_eth0"] {
-            assert_eq!(count(group, "rx_rate_limiter_throttled"), 3);
-            assert_eq!(count(group, "tx_rate_limiter_throttled"), 5);
+            assert_eq!(count(group, "rx_rate_limiter_throttled"), 33);
+            assert_eq!(count(group, "tx_rate_limiter_throttled"), 55);
             assert_eq!(count(group, "tx_spoofed_mac_count"), 13);
         }
         assert_eq!(count("entropy", "entropy_rate_limiter_throttled"), 7);

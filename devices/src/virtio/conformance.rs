@@ -102,10 +102,28 @@ fn interface(machine: &mut Machine, id: &str, rings: u64) -> Subject {
     tap.set_nonblocking(true).unwrap();
     other.set_nonblocking(true).unwrap();
     let spec = crate::virtio::net::tests::stand_in_spec(id);
-    let device = NetDevice::with_stand_in(spec, OwnedFd::from(tap)).unwrap();
+    let device = NetDevice::with_stand_ins(spec, [OwnedFd::from(tap)]).unwrap();
     let driver = machine.attach(device, rings);
     Subject {
         driver,
+        queue: 1,
+        request: vec![(DATA, 12, false), (DATA + 0x1000, 60, false)],
+        _other: Some(other),
+        _folder: tempdir::Folder::new(),
+    }
+}
+
+/// One with two queue pairs and a control queue, whose driver uses the first pair.
+fn wide_interface(machine: &mut Machine, id: &str, rings: u64) -> Subject {
+    let (tap, other) = UnixDatagram::pair().unwrap();
+    let (second, _) = UnixDatagram::pair().unwrap();
+    tap.set_nonblocking(true).unwrap();
+    other.set_nonblocking(true).unwrap();
+    let spec = crate::virtio::net::tests::stand_in_spec(id);
+    let taps = [tap, second].map(OwnedFd::from);
+    let device = NetDevice::with_stand_ins(spec, taps).unwrap();
+    Subject {
+        driver: machine.attach(device, rings),
         queue: 1,
         request: vec![(DATA, 12, false), (DATA + 0x1000, 60, false)],
         _other: Some(other),
@@ -180,6 +198,7 @@ fn everywhere() -> impl Iterator<Item = (Make, TransportKind)> {
         disk as Make,
         background_disk,
         interface,
+        wide_interface,
         balloon,
         entropy,
         sockets,

@@ -226,6 +226,7 @@ fn open_network(spec: &NetSpec, name: String) -> Result<Box<dyn VirtioDevice>, L
         rx_limiter: spec.rx_limiter,
         tx_limiter: spec.tx_limiter,
         mac_filter: spec.mac_filter,
+        queues: spec.queues,
     });
     match device {
         Ok(device) => Ok(Box::new(device)),

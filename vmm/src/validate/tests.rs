@@ -24,6 +24,7 @@ fn tap(name: &str) -> NetSpec {
         rx_limiter: crate::spec::LimiterSpec::default(),
         tx_limiter: crate::spec::LimiterSpec::default(),
         mac_filter: false,
+        queues: 1,
     }
 }
 
@@ -128,6 +129,16 @@ fn taps_exist_and_are_taps() {
         ..nobodys
     };
     assert!(matches!(net(&own), Err(SpecError::TapAbsent(_))));
+    for (queues, fits) in [(0, false), (1, true), (8, true), (9, false)] {
+        let several = NetSpec {
+            queues,
+            ..own.clone()
+        };
+        let judged = net(&several).unwrap_err();
+        assert_eq!(matches!(judged, SpecError::TapAbsent(_)), fits, "{queues}");
+        let text = judged.to_string();
+        assert!(fits || text.contains("give queues from 1 to 8"), "{text}");
+    }
 }
 
 #[test]

@@ -188,7 +188,7 @@ mod tests {
         let mut machine = crate::virtio::mock_driver::Machine::new();
         let (tap, host) = UnixDatagram::pair().unwrap();
         let spec = stand_in_spec("eth0");
-        let device = NetDevice::with_stand_in(spec, tap.into()).unwrap();
+        let device = NetDevice::with_stand_ins(spec, [tap.into()]).unwrap();
         let driver = machine.attach(device, 0x1_0000);
         let at = GuestAddress(DATA);
         let mut guest = GuestVectors::new(std::sync::Arc::new(driver.ram.clone()));
@@ -244,7 +244,7 @@ mod tests {
             mac_filter: true,
             ..stand_in_spec("eth0")
         };
-        let error = NetDevice::with_stand_in(spec, tap.into()).err().unwrap();
+        let error = NetDevice::with_stand_ins(spec, [tap.into()]).err().unwrap();
         assert!(error.to_string().contains("guest_mac"), "{error}");
     }
 

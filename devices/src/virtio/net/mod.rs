@@ -5,6 +5,9 @@
 //!
 //! Each direction has a limiter. Frames that have to wait stay where they are: the guest's in its
 //! ring, the host's in the tap, which drops what its own queue cannot hold.
+//!
+//! With several queue pairs, the tap has a file for each, and the driver says on the control queue how
+//! many pairs are used. One thread serves all, and the limiters are for all together.
 
 #![deny(
     clippy::unwrap_used,
@@ -15,6 +18,9 @@
 
 pub mod control;
 mod filter;
+mod layout;
+mod outcome;
+mod pair;
 mod receive;
 mod spec;
 mod tap;
@@ -28,72 +34,47 @@ use event_manager::EventSet;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net as net;
 
+use self::layout::{Layout, Role, STATUS_OFFSET, rx, tx};
+use self::outcome::{
+    DROP_CAUSES, Loss, OPERATION_RX, OPERATION_TX, OPERATIONS, PLAIN_OPERATIONS, is_gone,
+};
+use self::pair::{Pair, use_first};
 use self::receive::Receiver;
 use self::spec::MIN_MTU;
-pub use self::spec::{NetChange, NetError, TapSpec};
+pub use self::spec::{MAX_PAIRS, NetChange, NetError, TapSpec};
 pub use self::tap::{HEADER_BYTES, Tap};
 use self::transmit::Sender;
-use super::device::{ConfigSpace, DeviceChange, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
+use super::device::{ConfigSpace, DeviceChange, DeviceProfile, VirtioDevice};
 use super::limiter::Throttle;
 use super::queue::QueueRunner;
 
-const QUEUE_SIZE: u16 = 256;
-/// The receive queue.
+/// The first receive queue.
+#[cfg(test)]
 const RX: usize = 0;
-/// The transmit queue.
+/// The first transmit queue.
+#[cfg(test)]
 const TX: usize = 1;
-/// The tap's token in the event loop.
-const TAP: u32 = 0;
-/// That of the timer which ends a wait of the receive queue.
-const RX_TIMER: u32 = 1;
-/// The same of the transmit queue.
-const TX_TIMER: u32 = 2;
-/// Where the status field is in the configuration space.
-const STATUS_OFFSET: usize = 6;
-
-const OPERATIONS: &[&str] = &["rx", "tx"];
-/// [`OPERATIONS`], by number.
-const OPERATION_RX: u8 = 0;
-const OPERATION_TX: u8 = 1;
-/// A buffer that continues a packet: of no kind, for the packet was counted at its first.
-const OPERATION_CONTINUED: u8 = u8::MAX;
-
-/// Why packets are lost, by number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-enum Loss {
-    /// The guest's receive buffers were too small.
-    RxTooLong = 0,
-    /// The guest sent no whole header and frame, or one that the host does not understand.
-    TxMalformed = 1,
-    /// The guest sent a frame beyond the MTU that it was told.
-    TxOversize = 2,
-    /// The host did not take the frame (the tap is down, no memory).
-    TxRefused = 3,
-    /// The tap is gone.
-    TxNoTap = 4,
-    /// The guest sent a frame from an address that is not its own, and is not to do so.
-    TxSpoofed = 5,
-}
-
-const DROP_CAUSES: &[&str] = &[
-    "rx_too_long",
-    "tx_malformed",
-    "tx_oversize",
-    "tx_refused",
-    "tx_no_tap",
-    "tx_spoofed_mac",
-];
+/// The token of the timer which ends a wait of the receive queues.
+const RX_TIMER: u32 = 0;
+/// The same of the transmit queues.
+const TX_TIMER: u32 = 1;
+/// That of the first pair's file of the tap; those of the others follow.
+const TAPS: u32 = 2;
 
 /// A network interface of the guest.
 pub struct NetDevice {
     spec: TapSpec,
-    tap: Tap,
+    pairs: Vec<Pair>,
     config: Arc<ConfigSpace>,
-    receiver: Receiver,
-    sender: Sender,
+    /// What the queues are for, and the features by which the driver knows it.
+    layout: Layout,
+    features: u64,
+    /// How many pairs are used, the first ones; at least one.
+    used: usize,
     rx_throttle: Throttle,
     tx_throttle: Throttle,
+    /// Whose turn is first when a wait by a limit is over: nobody's always.
+    first: usize,
     /// The tap was deleted: nothing comes, and what is sent is dropped.
     gone: bool,
 }
@@ -104,7 +85,7 @@ impl NetDevice {
     /// # Errors
     /// [`NetError`]: what is wrong with the tap, and what to do.
     pub fn open(spec: TapSpec) -> Result<Self, NetError> {
-        let tap = Tap::open(&spec.tap)?;
+        let taps = Tap::open(&spec.tap, spec.pairs())?;
         if let Some(asked) = spec.mtu {
             let limit = tap::mtu(&spec.tap).map_err(|source| NetError::Open {
                 tap: spec.tap.clone(),
@@ -115,127 +96,127 @@ impl NetDevice {
                 return Err(NetError::Mtu { tap, asked, limit });
             }
         }
-        Self::with_tap(spec, tap)
+        Self::with_taps(spec, taps)
     }
 
-    /// A device whose tap is a socket of datagrams.
+    /// A device whose tap is a socket of datagrams for each pair.
     #[cfg(test)]
-    pub(crate) fn with_stand_in(spec: TapSpec, fd: std::os::fd::OwnedFd) -> Result<Self, NetError> {
-        Self::with_tap(spec, Tap::stand_in(fd))
+    pub(crate) fn with_stand_ins(
+        spec: TapSpec,
+        fds: impl IntoIterator<Item = std::os::fd::OwnedFd>,
+    ) -> Result<Self, NetError> {
+        Self::with_taps(spec, fds.into_iter().map(Tap::stand_in).collect())
     }
 
-    fn with_tap(spec: TapSpec, tap: Tap) -> Result<Self, NetError> {
-        let config = Arc::new(config(&spec));
+    fn with_taps(spec: TapSpec, taps: Vec<Tap>) -> Result<Self, NetError> {
         let throttle = |limiter| {
             Throttle::new(limiter).map_err(|source| NetError::Timer {
                 id: spec.id.clone(),
                 source,
             })
         };
+        let only_from = spec.only_from()?;
+        let pairs: Vec<_> = taps
+            .into_iter()
+            .map(|tap| Pair {
+                tap,
+                receiver: Receiver::default(),
+                sender: Sender::new(spec.mtu, only_from),
+            })
+            .collect();
         Ok(NetDevice {
-            sender: Sender::new(spec.mtu, spec.only_from()?),
             rx_throttle: throttle(spec.rx_limiter)?,
             tx_throttle: throttle(spec.tx_limiter)?,
-            spec,
-            tap,
-            config,
-            receiver: Receiver::default(),
+            config: Arc::new(layout::config(&spec, pairs.len())),
+            layout: Layout::new(pairs.len(), 0),
+            features: 0,
+            used: 1,
+            first: 0,
             gone: false,
+            spec,
+            pairs,
         })
     }
 
-    fn receive(&mut self, queues: &mut [QueueRunner]) {
-        let Some(queue) = queues.get_mut(RX).filter(|_| !self.gone) else {
+    fn receive(&mut self, pair: usize, queues: &mut [QueueRunner]) {
+        let is_used = pair < self.used && !self.gone;
+        let queue = queues.get_mut(rx(pair));
+        let Some((Pair { tap, receiver, .. }, queue)) = self.pairs.get_mut(pair).zip(queue) else {
             return;
         };
-        let outcome = self.receiver.run(&self.tap, &mut self.rx_throttle, queue);
+        if !is_used {
+            // Its buffers are for later, if ever.
+            return queue.hold();
+        }
+        let outcome = receiver.run(tap, &mut self.rx_throttle, queue);
         self.survive(outcome, queues, OPERATION_RX);
     }
 
-    fn transmit(&mut self, queues: &mut [QueueRunner]) {
-        let Some(queue) = queues.get_mut(TX) else {
+    fn transmit(&mut self, pair: usize, queues: &mut [QueueRunner]) {
+        let (gone, is_used) = (self.gone, pair < self.used);
+        let queue = queues.get_mut(tx(pair));
+        let Some((Pair { tap, sender, .. }, queue)) = self.pairs.get_mut(pair).zip(queue) else {
             return;
         };
-        let tap = (!self.gone).then_some(self.tap.as_fd());
-        let outcome = self.sender.run(tap, &mut self.tx_throttle, queue);
-        if self.survive(outcome, queues, OPERATION_TX)
-            && let Some(queue) = queues.get_mut(TX)
-        {
-            // What is in the ring goes the way of all frames without a tap.
-            let _ = self.sender.run(None, &mut self.tx_throttle, queue);
-        }
+        let way = match (gone, is_used) {
+            (true, _) => Err(Loss::TxNoTap),
+            (false, false) => Err(Loss::TxUnusedPair),
+            (false, true) => Ok(tap.as_fd()),
+        };
+        let outcome = sender.run(way, &mut self.tx_throttle, queue);
+        self.survive(outcome, queues, OPERATION_TX);
     }
 
-    /// A tap that is gone takes the link down: the guest sees a pulled cable, not a dead device.
-    /// True when that happened now.
-    fn survive(&mut self, done: io::Result<()>, queues: &[QueueRunner], operation: u8) -> bool {
-        let (Err(error), Some(queue)) = (done, queues.get(RX)) else {
-            return false;
+    /// A tap that is gone takes the link down: the guest sees a pulled cable, not a dead device. What
+    /// is in the rings goes the way of all frames without a tap.
+    fn survive(&mut self, done: io::Result<()>, queues: &mut [QueueRunner], operation: u8) {
+        let (Err(error), Some(queue)) = (done, queues.first()) else {
+            return;
         };
-        // What waited in the tap is lost with it.
-        queue.limit(false);
         queue.host_error(operation, None, &error);
         queue.backend_gone(&error);
         self.gone = true;
         self.config.write(STATUS_OFFSET, &0u16.to_le_bytes());
         queue.config_changed();
-        true
+        for pair in 0..self.layout.pairs {
+            if let Some(queue) = queues.get_mut(rx(pair)) {
+                // What waited in the tap is lost with it.
+                queue.limit(false);
+            }
+            self.transmit(pair, queues);
+        }
     }
-}
-
-/// Whether an error means that the tap itself is no more. The last three are those of a socket
-/// that stands in for one.
-fn is_gone(error: &io::Error) -> bool {
-    use libc::{EBADF, EBADFD, ECONNREFUSED, ECONNRESET, ENODEV, ENOTCONN, ENXIO};
-    let code = error.raw_os_error().unwrap_or(0);
-    [
-        EBADFD,
-        EBADF,
-        ENODEV,
-        ENXIO,
-        ECONNREFUSED,
-        ECONNRESET,
-        ENOTCONN,
-    ]
-    .contains(&code)
 }
 
 impl VirtioDevice for NetDevice {
     fn profile(&self) -> DeviceProfile {
-        let offered = [
-            net::VIRTIO_NET_F_CSUM,
-            net::VIRTIO_NET_F_GUEST_CSUM,
-            net::VIRTIO_NET_F_GUEST_TSO4,
-            net::VIRTIO_NET_F_GUEST_TSO6,
-            net::VIRTIO_NET_F_GUEST_ECN,
-            net::VIRTIO_NET_F_HOST_TSO4,
-            net::VIRTIO_NET_F_HOST_TSO6,
-            net::VIRTIO_NET_F_HOST_ECN,
-            net::VIRTIO_NET_F_MRG_RXBUF,
-            net::VIRTIO_NET_F_STATUS,
-        ];
-        let mut features = offered
-            .iter()
-            .fold(TRANSPORT_FEATURES, |all, feature| all | 1 << feature);
-        features |= u64::from(self.spec.mac.is_some()) << net::VIRTIO_NET_F_MAC;
-        features |= u64::from(self.spec.mtu.is_some()) << net::VIRTIO_NET_F_MTU;
+        let pairs = self.pairs.len();
         DeviceProfile {
             device_type: VIRTIO_ID_NET,
             name: self.spec.id.clone(),
-            features,
-            queue_max_sizes: vec![QUEUE_SIZE; 2],
+            features: layout::features(&self.spec, pairs),
+            queue_max_sizes: layout::queue_sizes(pairs),
             config: Arc::clone(&self.config),
-            operations: OPERATIONS,
+            operations: match pairs {
+                0 | 1 => OPERATIONS.get(..PLAIN_OPERATIONS).unwrap_or(OPERATIONS),
+                _ => OPERATIONS,
+            },
             drop_causes: DROP_CAUSES,
         }
     }
 
     fn activate(&mut self, features: u64, queues: &mut [QueueRunner]) -> io::Result<()> {
+        self.layout = Layout::new(self.pairs.len(), features);
+        self.features = features;
         let merge = features & (1 << net::VIRTIO_NET_F_MRG_RXBUF) != 0;
-        if let Some(queue) = queues.get(RX) {
-            self.receiver = Receiver::new(merge, queue.vectors());
+        for (place, pair) in self.pairs.iter_mut().enumerate() {
+            if let Some(queue) = queues.get(rx(place)) {
+                pair.receiver = Receiver::new(merge, queue.vectors());
+            }
         }
-        match self.tap.set_offload(features) {
+        // The first pair is the one that is used; others have it set when they are.
+        let first = self.pairs.first();
+        match first.map_or(Ok(()), |pair| pair.tap.set_offload(features)) {
             Err(error) if is_gone(&error) => {
                 self.survive(Err(error), queues, OPERATION_RX);
                 Ok(())
@@ -245,11 +226,12 @@ impl VirtioDevice for NetDevice {
     }
 
     fn backends(&self) -> Vec<(u32, RawFd)> {
-        vec![
-            (TAP, self.tap.as_fd().as_raw_fd()),
+        let taps = self.pairs.iter().map(|pair| pair.tap.as_fd().as_raw_fd());
+        let timers = [
             (RX_TIMER, self.rx_throttle.fd()),
             (TX_TIMER, self.tx_throttle.fd()),
-        ]
+        ];
+        timers.into_iter().chain((TAPS..).zip(taps)).collect()
     }
 
     fn interest(&self, token: u32) -> EventSet {
@@ -259,20 +241,27 @@ impl VirtioDevice for NetDevice {
             _ => {}
         }
         let mut interest = EventSet::empty();
-        if !self.gone {
+        // One that the host does not use says nothing but that.
+        if let Some(pair) = self.pair_of(token).and_then(|pair| self.pairs.get(pair)) {
             // Packets that have to wait are no reason to wake, but one who deletes the tap is: the
             // kernel tells it as if a packet had come, so once for each.
             interest |= EventSet::IN;
-            interest.set(EventSet::EDGE_TRIGGERED, self.receiver.waits());
-            interest.set(EventSet::OUT, self.sender.is_stalled());
+            interest.set(EventSet::EDGE_TRIGGERED, pair.receiver.waits());
+            interest.set(EventSet::OUT, pair.sender.is_stalled());
         }
         interest
     }
 
     fn queue_ready(&mut self, index: usize, queues: &mut [QueueRunner]) {
-        match index {
-            RX => self.receive(queues),
-            _ => self.transmit(queues),
+        match self.layout.role(index) {
+            Some(Role::Receive(pair)) => self.receive(pair, queues),
+            Some(Role::Transmit(pair)) => self.transmit(pair, queues),
+            Some(Role::Control) => self.command(index, queues),
+            None => {
+                if let Some(queue) = queues.get_mut(index) {
+                    queue.hold();
+                }
+            }
         }
     }
 
@@ -280,20 +269,26 @@ impl VirtioDevice for NetDevice {
         match token {
             RX_TIMER => {
                 self.rx_throttle.ended();
-                return self.receive(queues);
+                return self.in_turn(queues, Self::receive);
             }
             TX_TIMER => {
                 self.tx_throttle.ended();
-                return self.transmit(queues);
+                return self.in_turn(queues, Self::transmit);
             }
             _ => {}
         }
+        // It may have been told before the pair was no longer used.
+        let Some(pair) = self.pair_of(token) else {
+            return;
+        };
         let failed = events.intersects(EventSet::ERROR | EventSet::HANG_UP);
-        if self.sender.is_stalled() && (failed || events.contains(EventSet::OUT)) {
-            self.transmit(queues);
+        let there = self.pairs.get(pair);
+        let is_stalled = there.is_some_and(|pair| pair.sender.is_stalled());
+        if is_stalled && (failed || events.contains(EventSet::OUT)) {
+            self.transmit(pair, queues);
         }
         if failed || events.contains(EventSet::IN) {
-            self.receive(queues);
+            self.receive(pair, queues);
         }
         // The kernel reports an error for a tap without an interface, even while nothing is read.
         if failed && !self.gone {
@@ -312,33 +307,28 @@ impl VirtioDevice for NetDevice {
     }
 
     fn pause(&mut self, queues: &mut [QueueRunner]) {
-        if let Some(queue) = queues.get_mut(RX) {
-            self.receiver.give_back(queue);
+        for (place, pair) in self.pairs.iter_mut().enumerate() {
+            if let Some(queue) = queues.get_mut(rx(place)) {
+                pair.receiver.give_back(queue);
+            }
         }
     }
 
     fn reset(&mut self) {
-        self.receiver = Receiver::default();
-        self.sender.forget();
-        // A driver that did not ask for offloads must not get them; activation sets them anew.
-        if let Err(error) = self.tap.set_offload(0) {
-            tracing::debug!("{}: offloads stay: {error}", self.spec.tap);
+        for pair in &mut self.pairs {
+            pair.receiver = Receiver::default();
+            pair.sender.forget();
         }
+        // A driver that did not ask for offloads or pairs must not get them; activation sets them anew.
+        let back = use_first(&mut self.pairs, self.used, 1, 0);
+        let first = self.pairs.first();
+        let back = back.and_then(|()| first.map_or(Ok(()), |pair| pair.tap.set_offload(0)));
+        if let Err(error) = back {
+            tracing::debug!("{}: offloads or queues stay: {error}", self.spec.tap);
+        }
+        (self.used, self.first, self.features) = (1, 0, 0);
+        self.layout = Layout::new(self.pairs.len(), 0);
     }
-}
-
-/// `struct virtio_net_config` as far as the features offered reach: mac, status,
-/// max_virtqueue_pairs, mtu.
-fn config(spec: &TapSpec) -> ConfigSpace {
-    let config = ConfigSpace::new(&[0; 12]);
-    config.write(0, &spec.mac.unwrap_or_default());
-    config.write(
-        STATUS_OFFSET,
-        &(net::VIRTIO_NET_S_LINK_UP as u16).to_le_bytes(),
-    );
-    config.write(8, &1u16.to_le_bytes());
-    config.write(10, &spec.mtu.unwrap_or_default().to_le_bytes());
-    config
 }
 
 #[cfg(test)]
@@ -357,3 +347,11 @@ pub(crate) mod tests;
     clippy::arithmetic_side_effects
 )]
 mod limit_tests;
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+mod pair_tests;

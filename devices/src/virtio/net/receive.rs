@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 
+use super::outcome::{Loss, OPERATION_CONTINUED, OPERATION_RX, is_gone};
 use super::tap::{HEADER_BYTES, Tap};
-use super::{Loss, OPERATION_CONTINUED, OPERATION_RX, is_gone};
 use crate::virtio::limiter::Throttle;
 use crate::virtio::queue::{Chain, QueueRunner};
 use crate::virtio::vectors::GuestVectors;
@@ -164,6 +164,15 @@ impl Receiver {
                 joined.append(&chain.writable);
             }
         }
+    }
+
+    /// The pair is used no more: what waits in the tap is no longer the guest's, and its buffers go
+    /// back.
+    pub fn stop(&mut self, queue: &mut QueueRunner) {
+        self.give_back(queue);
+        self.hold(false, queue);
+        queue.starve(false);
+        queue.hold();
     }
 
     /// Puts all buffers back into the ring.

@@ -9,6 +9,11 @@ use crate::virtio::limiter::LimiterSpec;
 /// The smallest MTU that the specification allows (virtio 1.2, 5.1.4.1).
 pub(super) const MIN_MTU: u16 = 68;
 
+/// Queue pairs of an interface at most, as a drive has queues. They part the guest's CPUs from each
+/// other; the host's side is one thread, which more would not make faster. A pair costs a file of the
+/// tap, and two queues and two interrupts in all that has a place for each.
+pub const MAX_PAIRS: u8 = 8;
+
 /// A network interface, as the machine's builder wants it.
 #[derive(Clone, Debug)]
 pub struct TapSpec {
@@ -26,9 +31,17 @@ pub struct TapSpec {
     pub tx_limiter: LimiterSpec,
     /// Whether frames that it sends from another address than `mac` are dropped.
     pub mac_filter: bool,
+    /// Queue pairs that the guest may use, 1 to [`MAX_PAIRS`], all served by the interface's one
+    /// thread. More than one needs a tap made for several queues.
+    pub queues: u8,
 }
 
 impl TapSpec {
+    /// How many queue pairs there are.
+    pub(super) fn pairs(&self) -> usize {
+        usize::from(self.queues.clamp(1, MAX_PAIRS))
+    }
+
     /// The one address that the guest may send from, if it is held to one.
     pub(super) fn only_from(&self) -> Result<Option<[u8; 6]>, NetError> {
         match (self.mac_filter, self.mac) {
@@ -67,6 +80,16 @@ pub enum NetError {
     NoTap {
         /// The interface.
         tap: String,
+    },
+    /// It was not made for several queues, or is another kind of interface.
+    #[error(
+        "{tap} is not a tap that takes {queues} queues; make one: ip tuntap add NAME mode tap multi_queue"
+    )]
+    OneQueue {
+        /// The interface.
+        tap: String,
+        /// Queue pairs asked.
+        queues: usize,
     },
     /// Another process has it.
     #[error("the tap {tap} is in use by another process; end that or give another tap")]

@@ -22,23 +22,41 @@ use super::NetError;
 /// Bytes of the header before each frame: `struct virtio_net_hdr_v1`.
 pub const HEADER_BYTES: usize = 12;
 
-/// An open tap, nonblocking, with a header of [`HEADER_BYTES`] before each frame.
+/// An open file of a tap, nonblocking, with a header of [`HEADER_BYTES`] before each frame. A tap of
+/// several queues has a file for each.
 pub struct Tap {
     fd: OwnedFd,
+    /// Whether the host uses it; one that it does not use has no packets and takes none.
+    attached: bool,
     /// False for what stands in for a tap in tests.
     real: bool,
 }
 
 impl Tap {
     /// Opens the tap `name`, which must exist: the kernel would make one, which nobody has
-    /// configured and which would vanish with this process.
-    pub(super) fn open(name: &str) -> Result<Self, NetError> {
+    /// configured and which would vanish with this process. Gives a file for each of `queues`, of which
+    /// the host uses the first.
+    pub(super) fn open(name: &str, queues: usize) -> Result<Vec<Self>, NetError> {
         let missing = || NetError::Missing { tap: name.into() };
         let c_name = CString::new(name).map_err(|_| missing())?;
         // SAFETY: a NUL-terminated name that outlives the call.
         if name.len() >= libc::IFNAMSIZ || unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
             return Err(missing());
         }
+        let refused = |source| refused(name, queues, source);
+        let mut taps = Vec::new();
+        for _ in 0..queues {
+            let mut tap = Tap::open_file(name, queues)?;
+            tap.set_header_bytes().map_err(refused)?;
+            if !taps.is_empty() {
+                tap.attach(false).map_err(refused)?;
+            }
+            taps.push(tap);
+        }
+        Ok(taps)
+    }
+
+    fn open_file(name: &str, queues: usize) -> Result<Self, NetError> {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true);
         let fd: OwnedFd = options
@@ -46,22 +64,55 @@ impl Tap {
             .open("/dev/net/tun")
             .map_err(|source| NetError::NoTun { source })?
             .into();
+        let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if queues > 1 {
+            flags |= libc::IFF_MULTI_QUEUE;
+        }
         let mut request = request(name);
-        request.ifr_ifru.ifru_flags =
-            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
         // SAFETY: TUNSETIFF reads and writes an ifreq, which `request` is.
         let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        check(done).map_err(|source| refused(name, source))?;
-        let tap = Tap { fd, real: true };
-        tap.set_header_bytes()
-            .map_err(|source| refused(name, source))?;
-        Ok(tap)
+        check(done).map_err(|source| refused(name, queues, source))?;
+        Ok(Tap {
+            fd,
+            attached: true,
+            real: true,
+        })
     }
 
     /// What behaves like a tap: each read and write is a frame with its header.
     #[cfg(test)]
     pub(super) fn stand_in(fd: OwnedFd) -> Self {
-        Tap { fd, real: false }
+        Tap {
+            fd,
+            attached: true,
+            real: false,
+        }
+    }
+
+    /// Has the host use this file of a tap of several queues, or not. What waits in one that it no
+    /// longer uses is lost.
+    ///
+    /// # Errors
+    /// What the kernel says: the tap is gone, or belongs to another user by now.
+    pub fn attach(&mut self, attached: bool) -> io::Result<()> {
+        if self.attached == attached {
+            return Ok(());
+        }
+        if self.real {
+            let flag = match attached {
+                true => libc::IFF_ATTACH_QUEUE,
+                false => libc::IFF_DETACH_QUEUE,
+            };
+            let mut request = request("");
+            request.ifr_ifru.ifru_flags = flag as libc::c_short;
+            // SAFETY: TUNSETQUEUE reads an ifreq, of which it takes the flags.
+            check(unsafe {
+                libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request)
+            })?;
+        }
+        self.attached = attached;
+        Ok(())
     }
 
     /// Whether a packet waits to be received.
@@ -150,9 +201,10 @@ fn request(name: &str) -> libc::ifreq {
     }
 }
 
-fn refused(tap: &str, source: io::Error) -> NetError {
+fn refused(tap: &str, queues: usize, source: io::Error) -> NetError {
     let tap = tap.to_owned();
     match source.raw_os_error() {
+        Some(libc::EINVAL) if queues > 1 => NetError::OneQueue { tap, queues },
         Some(libc::EBUSY) => NetError::Busy { tap },
         Some(libc::EPERM | libc::EACCES) => NetError::Denied { tap },
         Some(libc::EINVAL) => NetError::NoTap { tap },

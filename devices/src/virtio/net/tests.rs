@@ -21,6 +21,7 @@ pub fn stand_in_spec(id: &str) -> TapSpec {
         rx_limiter: LimiterSpec::default(),
         tx_limiter: LimiterSpec::default(),
         mac_filter: false,
+        queues: 1,
     }
 }
 
@@ -40,7 +41,7 @@ impl Wire {
         tap.set_nonblocking(true).unwrap();
         host.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let mut machine = Machine::new();
-        let device = NetDevice::with_stand_in(spec, OwnedFd::from(tap)).unwrap();
+        let device = NetDevice::with_stand_ins(spec, [OwnedFd::from(tap)]).unwrap();
         let mut driver = machine.attach(device, 0x1_0000);
         driver.start_plain(features);
         Wire {
@@ -325,7 +326,7 @@ fn an_absent_tap_is_named_with_the_remedy() {
 /// has all descriptors of the process until it has become the program, which is after `spawn`.
 static PROGRAMS: Mutex<()> = Mutex::new(());
 
-fn no_programs() -> MutexGuard<'static, ()> {
+pub(super) fn no_programs() -> MutexGuard<'static, ()> {
     PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -336,12 +337,18 @@ pub(super) fn ip(arguments: &str) -> bool {
 }
 
 /// Runs a test in a network namespace of its own with the tap `tap0`, where the host allows it.
-#[allow(unsafe_code)]
 pub(super) fn with_tap(test: fn()) {
+    with_tap_of("", test);
+}
+
+/// As [`with_tap`], with a tap of this kind.
+#[allow(unsafe_code)]
+pub(super) fn with_tap_of(kind: &'static str, test: fn()) {
     let thread = std::thread::spawn(move || {
         // SAFETY: changes the network namespace of this thread alone, which ends after the test.
         let alone = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
-        if alone && ip("tuntap add tap0 mode tap") && ip("link set tap0 up mtu 1400") {
+        let add = format!("tuntap add tap0 mode tap{kind}");
+        if alone && ip(&add) && ip("link set tap0 up mtu 1400") {
             test();
         } else {
             eprintln!("skipped: this host gives no tap to this process");
@@ -360,7 +367,7 @@ pub(super) fn tap_spec(mtu: Option<u16>) -> TapSpec {
     }
 }
 
-fn packet_socket() -> std::os::fd::OwnedFd {
+pub(super) fn packet_socket() -> std::os::fd::OwnedFd {
     use std::os::fd::FromRawFd;
     #[allow(unsafe_code)]
     // SAFETY: a new descriptor that nobody else owns, checked.

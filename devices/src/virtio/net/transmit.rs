@@ -8,8 +8,8 @@ use std::os::fd::BorrowedFd;
 use virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_NONE;
 
 use super::filter::{ETHERNET_BYTES, Head, SourceFilter};
+use super::outcome::{Loss, OPERATION_TX, is_gone};
 use super::tap::HEADER_BYTES;
-use super::{Loss, OPERATION_TX, is_gone};
 use crate::virtio::limiter::Throttle;
 use crate::virtio::queue::{Chain, QueueRunner};
 use crate::virtio::witness::Done;
@@ -53,20 +53,20 @@ impl Sender {
     }
 
     /// Sends until the ring is empty, the limit is reached, the turn is over, or the tap is full.
-    /// Without a tap, frames are dropped.
+    /// Where there is no tap to send by, frames are dropped for that cause.
     ///
     /// # Errors
     /// The tap is gone; the frame is kept for a call without one.
     pub fn run(
         &mut self,
-        tap: Option<BorrowedFd>,
+        tap: Result<BorrowedFd, Loss>,
         throttle: &mut Throttle,
         queue: &mut QueueRunner,
     ) -> io::Result<()> {
         // What is stalled has been paid for.
         while let Some(chain) = self.stalled.take().or_else(|| next(throttle, queue)) {
             let head = Head::of(&chain);
-            let judged = self.judge(&head, &chain).and(tap.ok_or(Loss::TxNoTap));
+            let judged = self.judge(&head, &chain).and(tap);
             let lost = match judged {
                 Err(lost) => Some(lost),
                 Ok(tap) => match self.send(&head, &chain, tap, queue) {
