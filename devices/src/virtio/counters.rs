@@ -385,8 +385,10 @@ impl DeviceCounters {
             ),
             queues: (0..profile.queue_max_sizes.len())
                 .map(|index| {
-                    let queue = black_box
-                        .section(&format!("queue/{name}/{index}"), &[("broken", &reasons)]);
+                    let called = profile.queue_names.get(index).map(std::slice::from_ref);
+                    let mut labels = vec![("broken", &*reasons)];
+                    labels.extend(called.map(|called| ("name", called)));
+                    let queue = black_box.section(&format!("queue/{name}/{index}"), &labels);
                     queue.map(Arc::new)
                 })
                 .collect::<Result<_, _>>()?,

@@ -38,6 +38,9 @@ pub struct DeviceProfile {
     pub operations: &'static [&'static str],
     /// Names of the causes of drops, at most [`super::counters::MAX_DROP_CAUSES`].
     pub drop_causes: &'static [&'static str],
+    /// What each queue is called by people, where its number says little; empty where there are no
+    /// names.
+    pub queue_names: Vec<String>,
 }
 
 /// What can be changed of a device while its driver has it.

@@ -2,7 +2,7 @@
 
 use super::format::{bytes, errno, span, times};
 use super::page::{Page, Table};
-use super::scene::{MAX_SHOWN, Scene, instance, named};
+use super::scene::{MAX_SHOWN, Scene, instance, named, queue_called};
 use super::vcpus::{number, quantiles};
 use crate::reader::SectionView;
 
@@ -59,7 +59,7 @@ fn queues(scene: &Scene<'_>, page: &mut Page) {
             size => size.to_string(),
         };
         table.row([
-            instance(section),
+            queue_called(section),
             size,
             of("in_flight").to_string(),
             lasting,
@@ -86,7 +86,7 @@ fn queues(scene: &Scene<'_>, page: &mut Page) {
 
 /// What does not happen to a healthy queue.
 fn queue_lines(scene: &Scene<'_>, section: &SectionView) -> Vec<String> {
-    let name = instance(section);
+    let name = queue_called(section);
     let of = |field| lone(section, field);
     let mut lines = Vec::new();
     if of("broken") > 0 || of("broken_reason") > 0 {

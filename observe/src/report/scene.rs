@@ -102,6 +102,13 @@ pub(super) fn instance(section: &SectionView) -> String {
     parts.collect::<Vec<_>>().join("/")
 }
 
+/// As [`instance`] of a queue, with what it is called, where it has a name: `eth0/2 (rx1)`.
+pub(super) fn queue_called(section: &SectionView) -> String {
+    let name = section.row_name("name", 0);
+    let name = name.map_or_else(String::new, |name| format!(" ({name})"));
+    format!("{}{name}", instance(section))
+}
+
 /// The name that the section gives to a number, else the number itself.
 pub(super) fn named(section: &SectionView, label: &str, number: u64) -> String {
     let index = usize::try_from(number).ok();

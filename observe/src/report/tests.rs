@@ -282,6 +282,21 @@ fn of_sections_with_one_name_the_later_is_shown() {
     assert!(text.contains("2222") && !text.contains("1111"), "{text}");
 }
 
+#[test]
+fn queues_with_names_are_called_by_them() {
+    let mut toys = Toys::new();
+    let name = ["rx1".to_owned()];
+    let labels: [(&str, &[String]); 1] = [("name", &name)];
+    let queue: Block<Queue> = toys.black_box.section("queue/eth0/2", &labels).unwrap();
+    queue.broken.inc();
+    let now = snapshot(&toys.black_box);
+    let text = render(&now, Options::default());
+    assert!(text.contains("eth0/2 (rx1): broken by the guest"), "{text}");
+    assert_eq!(text.matches("eth0/2 (rx1)").count(), 2, "{text}");
+    assert!(!text.contains("rootfs/0 ("), "{text}");
+    assert!(render_top(&now, &now).contains("eth0/2 (rx1)"));
+}
+
 fn all_forms(bytes: &[u8]) {
     let Ok(snapshot) = Snapshot::from_bytes(bytes) else {
         return;

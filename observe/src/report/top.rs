@@ -2,7 +2,7 @@
 
 use super::format::{bytes, percent, rate, relative, span};
 use super::page::{Page, Table};
-use super::scene::{MAX_SHOWN, Scene, doing, instance};
+use super::scene::{MAX_SHOWN, Scene, doing, instance, queue_called};
 use super::threads::{is_row, threads};
 use super::vcpus::number;
 use super::{State, format, host, summary};
@@ -154,7 +154,7 @@ impl Pair<'_> {
                 bytes(u64::try_from(a_second).unwrap_or(u64::MAX))
             };
             table.row([
-                instance(section),
+                queue_called(section),
                 rate(self.rose(section, "requests"), wall),
                 gauge("in_flight").to_string(),
                 lasting,

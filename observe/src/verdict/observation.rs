@@ -168,6 +168,8 @@ pub struct QueueSeen {
     pub device: String,
     /// The queue's number.
     pub queue: String,
+    /// What it is called, where it has a name.
+    pub name: Option<String>,
     /// Descriptors; 0 while it is not set up.
     pub size: u64,
     /// Requests that the device works on.

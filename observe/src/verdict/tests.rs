@@ -484,6 +484,27 @@ fn kicks_and_rings_that_went_wrong_are_told() {
 }
 
 #[test]
+fn a_queue_with_a_name_is_called_by_it() {
+    let mut world = World::new();
+    let called = names(&["rx1"]);
+    let labels: [(&str, &[String]); 1] = [("name", &called)];
+    let rx1: Block<Queue> = world.black_box.section("queue/eth0/2", &labels).unwrap();
+    rx1.size.set(256);
+    let starved = |world: &World| {
+        for queue in [&rx1, &world.queue] {
+            queue.starved_since.set(world.ticks(8 * S));
+        }
+    };
+    let said = world.said(starved);
+    let summary = |subject: &str| {
+        let mut about = said.iter().filter(|one| one.subject.as_str() == subject);
+        about.next().unwrap().summary.as_str()
+    };
+    assert!(summary("device/eth0/queue/2").starts_with("data for eth0 queue 2 (rx1) has"));
+    assert!(summary("device/disk/queue/0").starts_with("data for disk queue 0 has"));
+}
+
+#[test]
 fn waits_by_the_operators_limit_are_told_by_their_share() {
     let few = World::new().said(|world| world.queue.limited_wait.add(S / 10));
     assert_eq!(few, []);

@@ -364,6 +364,7 @@ impl VirtioDevice for BalloonDevice {
             config: Arc::clone(&self.shared.config),
             operations: OPERATIONS,
             drop_causes: &[],
+            queue_names: Vec::new(),
         }
     }
 

@@ -227,6 +227,7 @@ impl VirtioDevice for BlockDevice {
             config: Arc::clone(&self.config),
             operations: request::OPERATIONS,
             drop_causes: &[],
+            queue_names: Vec::new(),
         }
     }
 

@@ -25,6 +25,7 @@ impl VirtioDevice for Rogue {
             config: Arc::new(ConfigSpace::new(&[])),
             operations: &["only"],
             drop_causes: &[],
+            queue_names: Vec::new(),
         }
     }
 

@@ -87,6 +87,13 @@ pub fn queue_sizes(pairs: usize) -> Vec<u16> {
     sizes
 }
 
+/// What the queues of a device of so many pairs are called, as a driver sees them that knows all.
+pub fn queue_names(pairs: usize) -> Vec<String> {
+    let of_pair = |pair| [format!("rx{pair}"), format!("tx{pair}")];
+    let control = (pairs > 1).then(|| "ctrl".to_owned());
+    (0..pairs).flat_map(of_pair).chain(control).collect()
+}
+
 /// The features that an interface of so many pairs offers.
 pub fn features(spec: &TapSpec, pairs: usize) -> u64 {
     let offered = [
@@ -132,6 +139,17 @@ mod tests {
 
     const COMMANDS: u64 = 1 << net::VIRTIO_NET_F_CTRL_VQ;
     const MQ: u64 = 1 << net::VIRTIO_NET_F_MQ;
+
+    #[test]
+    fn each_queue_has_a_name() {
+        for (pairs, names) in [
+            (1, &["rx0", "tx0"][..]),
+            (2, &["rx0", "tx0", "rx1", "tx1", "ctrl"]),
+        ] {
+            assert_eq!(queue_names(pairs), names);
+            assert_eq!(queue_sizes(pairs).len(), names.len());
+        }
+    }
 
     #[test]
     fn the_control_queue_is_behind_the_pairs_that_the_driver_knows() {

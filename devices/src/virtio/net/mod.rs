@@ -202,6 +202,7 @@ impl VirtioDevice for NetDevice {
                 _ => OPERATIONS,
             },
             drop_causes: DROP_CAUSES,
+            queue_names: layout::queue_names(pairs),
         }
     }
 

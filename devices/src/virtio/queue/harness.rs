@@ -48,6 +48,7 @@ impl LoneQueue {
             config: Arc::new(ConfigSpace::new(&[])),
             operations: &["one"],
             drop_causes: &[],
+            queue_names: Vec::new(),
         };
         let meta = Meta {
             vm_id: "fuzz".to_owned(),

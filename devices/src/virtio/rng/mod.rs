@@ -104,6 +104,7 @@ impl VirtioDevice for EntropyDevice {
             config: Arc::new(ConfigSpace::new(&[])),
             operations: OPERATIONS,
             drop_causes: &[],
+            queue_names: Vec::new(),
         }
     }
 

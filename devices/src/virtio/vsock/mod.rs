@@ -248,6 +248,7 @@ impl VirtioDevice for VsockDevice {
             config: Arc::clone(&self.config),
             operations: OPERATIONS,
             drop_causes: DROP_CAUSES,
+            queue_names: Vec::new(),
         }
     }
 

@@ -160,6 +160,7 @@ impl Cut {
         let QueueSeen {
             device: _,
             queue: _,
+            name: _,
             size: _,
             in_flight: _,
             oldest_since_ns: _,

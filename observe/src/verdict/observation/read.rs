@@ -209,6 +209,7 @@ impl Source<'_> {
         QueueSeen {
             device: part(section, 0).to_owned(),
             queue: part(section, 1).to_owned(),
+            name: section.row_name("name", 0).map(ToOwned::to_owned),
             size: number("size"),
             in_flight: number("in_flight"),
             oldest_since_ns: self.moment(section, "oldest_since"),

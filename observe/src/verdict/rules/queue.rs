@@ -25,6 +25,13 @@ pub(super) fn judge(look: &Look<'_>, verdicts: &mut Vec<Verdict>) {
     }
 }
 
+/// What people call the queue.
+fn called(queue: &QueueSeen) -> String {
+    let name = queue.name.as_ref();
+    let name = name.map_or_else(String::new, |name| format!(" ({name})"));
+    format!("{} queue {}{name}", queue.device, queue.queue)
+}
+
 fn verdict(code: Code, queue: &QueueSeen, since_ns: u64, summary: String) -> Verdict {
     let subject = Subject::queue(&queue.device, &queue.queue);
     Verdict::new(code, subject, since_ns, summary)
@@ -54,9 +61,8 @@ fn stalled(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
         return;
     }
     let summary = format!(
-        "a request of {} queue {} has waited for the host for {}",
-        queue.device,
-        queue.queue,
+        "a request of {} has waited for the host for {}",
+        called(queue),
         seconds(age)
     );
     let mut stall = verdict(Code::QueueBackendStall, queue, since_ns, summary)
@@ -94,9 +100,8 @@ fn not_taken(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
         return;
     }
     let summary = format!(
-        "the guest has kicked {} queue {}, and the thread {} has taken nothing for at least {}",
-        queue.device,
-        queue.queue,
+        "the guest has kicked {}, and the thread {} has taken nothing for at least {}",
+        called(queue),
         thread.name,
         seconds(age)
     );
@@ -134,10 +139,9 @@ fn not_reaping(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) 
         return;
     }
     let summary = format!(
-        "the guest has not read {} answers of {} queue {} since it was interrupted {} ago",
+        "the guest has not read {} answers of {} since it was interrupted {} ago",
         queue.unread,
-        queue.device,
-        queue.queue,
+        called(queue),
         seconds(age)
     );
     verdicts.push(
@@ -156,9 +160,8 @@ fn rx_starved(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
         return;
     }
     let summary = format!(
-        "data for {} queue {} has waited for buffers of the guest for {}",
-        queue.device,
-        queue.queue,
+        "data for {} has waited for buffers of the guest for {}",
+        called(queue),
         seconds(age)
     );
     verdicts
@@ -183,9 +186,8 @@ fn rate_limited(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>)
         return;
     }
     let summary = format!(
-        "requests of {} queue {} waited for {} of the time, because their rate is limited",
-        queue.device,
-        queue.queue,
+        "requests of {} waited for {} of the time, because their rate is limited",
+        called(queue),
         percent(share.min(1.0))
     );
     let since_ns = queue
@@ -210,9 +212,9 @@ fn lost_kicks(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
         return;
     }
     let summary = format!(
-        "{lost} times the guest gave requests to {} queue {} without the kick that was asked for; \
+        "{lost} times the guest gave requests to {} without the kick that was asked for; \
          they were served after all",
-        queue.device, queue.queue
+        called(queue)
     );
     let since_ns = look.earlier.map_or(look.now.at_ns, |earlier| earlier.at_ns);
     verdicts.push(
@@ -229,10 +231,7 @@ fn broken(look: &Look<'_>, queue: &QueueSeen, verdicts: &mut Vec<Verdict>) {
     let Some(since_ns) = queue.broken_since_ns else {
         return;
     };
-    let summary = format!(
-        "the guest broke the ring of {} queue {}: {reason}",
-        queue.device, queue.queue
-    );
+    let summary = format!("the guest broke the ring of {}: {reason}", called(queue));
     verdicts.push(
         verdict(Code::QueueBroken, queue, since_ns, summary)
             .number("broken", *count)
