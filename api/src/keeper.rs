@@ -6,6 +6,7 @@
 
 mod actor;
 mod boxes;
+mod changes;
 mod chronicle;
 mod handle;
 
@@ -14,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use vmm::VmSpec;
 use vmm::observe::clock::monotonic_ns;
 use vmm::observe::verdict::Change;
-use vmm::{DeviceChange, VmSpec};
 
 use crate::events::{Event, EventLog};
 use crate::machine::{Ending, Launcher, Machine, MachineError, RestartCause};
@@ -102,30 +103,6 @@ impl Keeper {
     fn machine(&self) -> Result<Arc<dyn Machine>, MachineError> {
         let machine = self.lock().machine.clone();
         machine.ok_or_else(|| "the microVM was never started".into())
-    }
-
-    /// Keeps a change of a device for the runs to come.
-    fn note_change(&self, id: &str, change: &DeviceChange) {
-        let mut state = self.lock();
-        let Some(spec) = &mut state.spec else {
-            return;
-        };
-        match change {
-            DeviceChange::Drive(change) => {
-                for drive in spec.drives.iter_mut().filter(|drive| drive.id == id) {
-                    drive.limiter = drive.limiter.changed(change.limiter);
-                    if let Some(path) = &change.path {
-                        drive.path.clone_from(path);
-                    }
-                }
-            }
-            DeviceChange::Network(change) => {
-                for network in spec.networks.iter_mut().filter(|network| network.id == id) {
-                    network.rx_limiter = network.rx_limiter.changed(change.rx_limiter);
-                    network.tx_limiter = network.tx_limiter.changed(change.tx_limiter);
-                }
-            }
-        }
     }
 
     /// Has done what the policy says of a verdict: on a thread of its own, one action after the other.

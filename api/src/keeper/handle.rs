@@ -10,8 +10,9 @@ use vmm::{DeviceChange, DumpKind, Standing};
 use super::Keeper;
 use crate::machine::{Command, Machine, MachineError, MachineState, Reply, Runs};
 
-impl Machine for Keeper {
-    fn command(&self, command: Command, reply: Reply) {
+impl Keeper {
+    /// Has the newest run carry out a command. Nothing of it is kept for the runs to come.
+    pub(super) fn pass(&self, command: Command, reply: Reply) {
         match self.machine() {
             Ok(_) if self.lock().is_waiting => {
                 reply(Err("the microVM is started again in a while".into()));
@@ -19,6 +20,23 @@ impl Machine for Keeper {
             Ok(machine) => machine.command(command, reply),
             Err(error) => reply(Err(error)),
         }
+    }
+}
+
+impl Machine for Keeper {
+    fn command(&self, command: Command, reply: Reply) {
+        let Command::Balloon(order) = command else {
+            return self.pass(command, reply);
+        };
+        // The next run has what a client asked for last.
+        let keeper = self.clone();
+        let remember = move |done: Result<(), MachineError>| {
+            if done.is_ok() {
+                keeper.note_balloon(order);
+            }
+            reply(done);
+        };
+        self.pass(command, Box::new(remember));
     }
 
     fn change_device(&self, id: &str, change: DeviceChange, reply: Reply) {
