@@ -35,6 +35,7 @@ pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;
+mod telling;
 mod uring;
 pub mod vectors;
 pub mod vsock;

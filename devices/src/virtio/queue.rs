@@ -41,6 +41,7 @@ use self::ring::{pop, put_unseen, reach, validated};
 use self::stages::{Came, Stages};
 use super::counters::QueueBlock;
 use super::device::F_EVENT_IDX;
+use super::telling::Telling;
 use super::witness::{Done, Witness};
 
 /// Requests in one turn at most; another turn follows after the thread's other work.
@@ -58,6 +59,8 @@ pub struct QueueRunner {
     witness: Arc<Witness>,
     ring: Option<Queue>,
     broken: Option<QueueError>,
+    /// How often the operator was told that it broke.
+    telling: Telling,
     /// Counts activations, so that a chain of a former one is recognised.
     epoch: u32,
     in_flight: InFlight,
@@ -92,6 +95,7 @@ impl QueueRunner {
             witness,
             ring: None,
             broken: None,
+            telling: Telling::default(),
             epoch: 0,
             in_flight: InFlight::new(max_size),
             stages: Stages::default(),
@@ -151,7 +155,8 @@ impl QueueRunner {
             self.block.broken_reason.set(error.number());
             let now = self.witness.clock.ticks();
             self.block.broken_since.set(now);
-            self.witness.broken(self.index, &error);
+            let telling = &self.telling;
+            self.witness.broken(self.index, &error, telling, now);
         }
     }
 

@@ -8,6 +8,7 @@ use observe::{Activity, Block, Clock, FlightEvent, Gauge, Ticks};
 use super::counters::{DeviceBlock, Flight, ThreadBlock};
 use super::link::{DeviceEvent, DeviceEventKind, DeviceLink, OnEvent};
 use super::queue::QueueError;
+use super::telling::Telling;
 
 /// Host errors of one device are told at most once in this time; all are counted.
 const TELL_EVERY_NS: u64 = 1_000_000_000;
@@ -113,20 +114,30 @@ impl Witness {
         });
     }
 
-    /// The guest broke a ring.
-    pub fn broken(&self, queue: u16, error: &QueueError) {
-        let now = self.clock.ticks();
+    /// The guest broke a ring, at `now`. A guest that does nothing else is told of now and then.
+    pub fn broken(&self, queue: u16, error: &QueueError, telling: &Telling, now: Ticks) {
         self.flight(Flight::Broken, 0, u64::from(queue), error.number(), now);
-        let reason = error.to_string();
-        self.ask_for_reset(DeviceEventKind::QueueBroken { queue, reason });
+        self.need_reset();
+        let Some(untold) = telling.may(self.clock.ns_between(0, now)) else {
+            return;
+        };
+        let mut reason = error.to_string();
+        if untold > 0 {
+            reason = format!("{reason} (it broke {untold} times before that were not told)");
+        }
+        self.tell(DeviceEventKind::QueueBroken { queue, reason });
     }
 
     /// The device can do no more until its driver resets it.
     pub fn ask_for_reset(&self, why: DeviceEventKind) {
+        self.need_reset();
+        self.tell(why);
+    }
+
+    fn need_reset(&self) {
         if self.link.ask_for_reset() {
             self.device.needs_reset.inc();
         }
-        self.tell(why);
     }
 
     /// A turn in the device's life.
