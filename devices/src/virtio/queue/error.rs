@@ -17,15 +17,15 @@ pub enum QueueError {
     /// The available index ran more than a queue's size ahead.
     #[error("the available index is more than the queue's size ahead")]
     AvailIndex,
-    /// The head is no descriptor of the queue, or its table cannot be read.
+    /// The head is no descriptor of the queue.
     #[error("head {0} leads to no descriptor")]
     Head(u16),
     /// The chain never ends.
     #[error("the chain at {0} is a loop or longer than the queue")]
     Endless(u16),
-    /// The chain leaves its table, nests indirect tables, or goes beyond 4 GiB.
+    /// The chain leaves its table, has an indirect table that is none, or goes beyond 4 GiB.
     #[error(
-        "the chain at {0} breaks off: a descriptor outside its table, a nested or misshapen indirect table, or 4 GiB in total"
+        "the chain at {0} breaks off: a descriptor outside its table, an indirect table that is nested, misshapen or outside RAM, or 4 GiB in total"
     )]
     BrokenOff(u16),
     /// A descriptor of no bytes.

@@ -159,6 +159,8 @@ fn walk(
             })?;
     }
     match (count, more) {
+        // The table of such a head is in RAM: the first descriptor names an indirect table that is none.
+        (0, _) if head < size => Err(QueueError::BrokenOff(head)),
         (0, _) => Err(QueueError::Head(head)),
         (_, true) if count >= usize::from(size) => Err(QueueError::Endless(head)),
         (_, true) => Err(QueueError::BrokenOff(head)),

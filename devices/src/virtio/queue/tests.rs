@@ -81,6 +81,43 @@ fn layouts_are_judged() {
 }
 
 #[test]
+fn what_is_wrong_with_a_chain_is_named() {
+    const INDIRECT: u64 = 4 << 32;
+    const TABLE: u64 = 0x4000;
+    let nested = [TABLE, INDIRECT | 16];
+    for (first, head, table, error) in [
+        ([TABLE, INDIRECT | 16], 0, nested, QueueError::BrokenOff(0)),
+        (
+            [TABLE, INDIRECT | 17],
+            3,
+            [TABLE, 16],
+            QueueError::BrokenOff(3),
+        ),
+        (
+            [!0xFFF, INDIRECT | 16],
+            7,
+            [TABLE, 16],
+            QueueError::BrokenOff(7),
+        ),
+        ([TABLE, 0], 0, [0; 2], QueueError::ZeroLength(0)),
+        ([!0xFFF, 16], 0, [0; 2], QueueError::BufferOutsideRam(0)),
+        ([TABLE, 16], 8, [0; 2], QueueError::Head(8)),
+    ] {
+        let ram = ram();
+        let place = GuestAddress(0x1000 + 16 * u64::from(head));
+        ram.write_obj(first, place).unwrap();
+        ram.write_obj(table, GuestAddress(TABLE)).unwrap();
+        // Flags, index, and the first place of the ring.
+        let avail = [0u16, 1, head];
+        ram.write_obj(avail, GuestAddress(0x2000)).unwrap();
+        let ram = Arc::new(ram);
+        let mut chain = Chain::new(&ram);
+        let popped = pop(&mut ring(&ram, false), &ram, 0, &mut chain);
+        assert_eq!(popped, Err(error), "{first:x?} {head}");
+    }
+}
+
+#[test]
 fn reasons_have_numbers_of_their_own() {
     let all = [
         QueueError::Size(0),
