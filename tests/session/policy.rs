@@ -140,3 +140,50 @@ fn a_verdict_resets_and_then_ends_a_guest_that_does_not_get_better() {
     assert!(said.contains("restart 1 of 1 within 600s now"), "{said}");
     assert_eq!(daemon.text("stdout").matches("ready").count(), 2);
 }
+
+/// It tells pvpanic alone, and that in its second run too.
+#[test]
+fn a_panic_told_by_pvpanic_resets_or_restarts_the_guest() {
+    for (action, wait_ms, when) in [("reset", 3_600_000, "now"), ("restart", 10, "in 10ms")] {
+        let mut daemon = Daemon::new();
+        let policy = json!({
+            "verdicts": {"guest-panic": [action]},
+            "restart": {"at_most": 1, "first_wait_ms": wait_ms, "longest_wait_ms": wait_ms},
+        });
+        daemon.put("/policy", &policy);
+        daemon.boot("quiet print=ready pio_write=0x505:1:1 spin_sti");
+        assert_eq!(daemon.finish().code(), Some(1), "{action}");
+        let said = daemon.text("stderr");
+        for run in 1..=2 {
+            let line = format!("  run {run}: began ");
+            let account = said.lines().find(|said| said.starts_with(&line));
+            let account = account.unwrap_or_else(|| panic!("no {line:?} in {said}"));
+            let reason = format!("the policy says {action}");
+            assert!(
+                account.contains("guest-panic") && account.contains(&reason),
+                "{account}"
+            );
+        }
+        let cause = format!("restart 1 of 1 within 600s {when}");
+        assert!(said.contains(&cause), "{action}: {said}");
+        let console = daemon.text("stdout");
+        assert_eq!(console.matches("ready").count(), 2, "{console}");
+    }
+}
+
+#[test]
+fn a_crash_kernel_that_takes_over_is_left_alone_by_the_policy() {
+    let daemon = Daemon::new();
+    let policy = json!({
+        "verdicts": {"guest-panic": ["reset"]},
+        "restart": {"at_most": 1},
+    });
+    daemon.put("/policy", &policy);
+    daemon.boot("quiet print=ready pio_write=0x505:1:2 spin_sti");
+    daemon.until("the verdict", || has_verdict(&daemon, "guest-panic"));
+    let rounds = "vitrine_thread_loops_total{vm=\"anonymous-instance\",thread=\"watcher\"}";
+    let before = daemon.metric(rounds);
+    daemon.until("some judgements", || daemon.metric(rounds) > before + 3);
+    assert!(events(&daemon, "action").is_empty(), "it is a warning");
+    assert_eq!(daemon.metric("vitrine_run{vm=\"anonymous-instance\"}"), 1);
+}

@@ -234,3 +234,50 @@ fn a_guest_on_the_terminal_is_started_again_by_a_policy_file() {
     assert_eq!(runs.count(), 2, "{said}");
     assert!(daemon.scratch.path("vitrine/again.1.blackbox").exists());
 }
+
+/// The size that the balloon is to have, and how often its guest is asked for statistics.
+fn balloon_of(daemon: &Daemon) -> (u64, u64) {
+    let sample = |name: &str| format!("vitrine_balloon_{name}{{vm=\"again\"}}");
+    (
+        daemon.metric(&sample("target_bytes")),
+        daemon.metric(&sample("interval_seconds")),
+    )
+}
+
+#[test]
+fn a_balloon_that_was_changed_is_so_after_a_restart() {
+    let policy = json!({"on_reboot": "restart", "restart": {"first_wait_ms": 0}});
+    let mut daemon = daemon(&policy);
+    let balloon = json!({"amount_mib": 1, "deflate_on_oom": false, "stats_polling_interval_s": 1});
+    daemon.put("/balloon", &balloon);
+    // It takes the balloon's device, so that there is a driver to be told.
+    daemon.boot("quiet kick=0:0 print=ready echo reset");
+    daemon.await_output("ready");
+    let first = balloon_of(&daemon);
+    assert_eq!(first, (1 << 20, 1));
+    daemon.patch("/balloon", &json!({"amount_mib": 5}));
+    daemon.patch(
+        "/balloon/statistics",
+        &json!({"stats_polling_interval_s": 3}),
+    );
+    let before = balloon_of(&daemon);
+    assert_eq!(before, (5 << 20, 3));
+    daemon
+        .child
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"q")
+        .unwrap();
+    daemon.until("the second run", || {
+        daemon.text("stdout").matches("ready").count() == 2
+    });
+    assert_eq!(daemon.metric(r#"vitrine_run{vm="again"}"#), 2);
+    assert_eq!(balloon_of(&daemon), before);
+    let (_, told) = daemon.ask("GET", "/balloon", &Value::Null);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["amount_mib"], 5, "{told}");
+    assert_eq!(told["stats_polling_interval_s"], 3, "{told}");
+    daemon.signal("TERM");
+    assert_eq!(daemon.finish().code(), Some(0), "{}", daemon.text("stderr"));
+}
