@@ -100,6 +100,11 @@ bool command_late_kick(struct text fields);
 bool command_lost_kick(struct text fields);
 bool command_not_reaping(struct text fields);
 
+/* hostile.c */
+bool command_hostile(struct text fields);
+bool command_hostile_storm(struct text fields);
+bool command_key(struct text fields);
+
 /* interrupts.c */
 /* Counts it; true if it was an interrupt, or an NMI that somebody awaits. */
 bool interrupt_taken(u64 vector);

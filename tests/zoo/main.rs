@@ -7,6 +7,11 @@ mod harness;
 #[path = "../exact/mod.rs"]
 mod exact;
 
+#[allow(dead_code, reason = "this program uses its own part")]
+#[path = "../session/daemon.rs"]
+mod daemon;
+
+mod devices;
 mod exactness;
 mod exit_path;
 mod hostile;
