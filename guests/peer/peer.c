@@ -5,13 +5,13 @@
  *   vitrine-peer echo PORT          sends back what comes, one caller after another, until it is killed
  */
 
+#define NAME "vitrine-peer"
+#include "../plain.h"
+
 #define AF_VSOCK 40
 #define SOCK_STREAM 1
 #define SHUT_WR 1
 #define CID_ANY 0xffffffffu
-
-enum { READ = 0, WRITE = 1, CLOSE = 3, SOCKET = 41, CONNECT = 42, ACCEPT = 43, SHUTDOWN = 48,
-       BIND = 49, LISTEN = 50, EXIT = 60 };
 
 /* struct sockaddr_vm of linux/vm_sockets.h */
 struct address {
@@ -24,77 +24,19 @@ struct address {
 
 static char buffer[65536];
 
-static long call(long number, long a, long b, long c)
-{
-	long result;
-
-	__asm__ volatile("syscall"
-			 : "=a"(result)
-			 : "a"(number), "D"(a), "S"(b), "d"(c)
-			 : "rcx", "r11", "memory");
-	return result;
-}
-
-static void say(const char *text)
-{
-	long length = 0;
-
-	while (text[length])
-		length++;
-	call(WRITE, 2, (long)text, length);
-}
-
-static void end(long status)
-{
-	for (;;)
-		call(EXIT, status, 0, 0);
-}
-
-/* Ends the program when `result` is an error of what was tried. */
-static long check(const char *what, long result)
-{
-	char digits[24];
-	int at = sizeof(digits);
-	long number = -result;
-
-	if (result >= 0)
-		return result;
-	digits[--at] = 0;
-	digits[--at] = '\n';
-	do {
-		digits[--at] = '0' + number % 10;
-		number /= 10;
-	} while (number);
-	say("vitrine-peer: ");
-	say(what);
-	say(" failed with error ");
-	say(digits + at);
-	end(1);
-	return 0;
-}
-
-static unsigned int parse(const char *text)
-{
-	unsigned int number = 0;
-
-	while (*text >= '0' && *text <= '9')
-		number = number * 10 + (unsigned int)(*text++ - '0');
-	return number;
-}
-
 static void send_all(long to, long length)
 {
 	long at = 0;
 
 	while (at < length)
-		at += check("write", call(WRITE, to, (long)(buffer + at), length - at));
+		at += check("write", call(SYS_WRITE, to, buffer + at, length - at));
 }
 
 static void copy(long from, long to)
 {
 	long length;
 
-	while ((length = check("read", call(READ, from, (long)buffer, sizeof(buffer)))) > 0)
+	while ((length = check("read", call(SYS_READ, from, buffer, sizeof(buffer)))) > 0)
 		send_all(to, length);
 }
 
@@ -111,51 +53,41 @@ static void set(struct address *address, unsigned int cid, unsigned int port)
 static void connect_to(unsigned int cid, unsigned int port)
 {
 	struct address address;
-	long peer = check("socket", call(SOCKET, AF_VSOCK, SOCK_STREAM, 0));
+	long peer = check("socket", call(SYS_SOCKET, AF_VSOCK, SOCK_STREAM, 0));
 
 	set(&address, cid, port);
-	check("connect", call(CONNECT, peer, (long)&address, sizeof(address)));
+	check("connect", call(SYS_CONNECT, peer, &address, sizeof(address)));
 	copy(0, peer);
-	check("shutdown", call(SHUTDOWN, peer, SHUT_WR, 0));
+	check("shutdown", call(SYS_SHUTDOWN, peer, SHUT_WR, 0));
 	copy(peer, 1);
 }
 
 static void echo(unsigned int port)
 {
 	struct address address;
-	long listener = check("socket", call(SOCKET, AF_VSOCK, SOCK_STREAM, 0));
+	long listener = check("socket", call(SYS_SOCKET, AF_VSOCK, SOCK_STREAM, 0));
 
 	set(&address, CID_ANY, port);
-	check("bind", call(BIND, listener, (long)&address, sizeof(address)));
-	check("listen", call(LISTEN, listener, 8, 0));
+	check("bind", call(SYS_BIND, listener, &address, sizeof(address)));
+	check("listen", call(SYS_LISTEN, listener, 8, 0));
 	say("vitrine-peer: listens\n");
 	for (;;) {
-		long peer = check("accept", call(ACCEPT, listener, 0, 0));
+		long peer = check("accept", call(SYS_ACCEPT, listener, 0, 0));
 
 		copy(peer, peer);
-		call(CLOSE, peer, 0, 0);
+		call(SYS_CLOSE, peer, 0, 0);
 	}
 }
 
-__attribute__((used)) static void begin(long *stack)
+static long run(long count, char **words)
 {
-	long count = stack[0];
-	char **words = (char **)(stack + 1);
-
 	if (count == 4 && words[1][0] == 'c')
-		connect_to(parse(words[2]), parse(words[3]));
+		connect_to((unsigned int)parse(words[2]), (unsigned int)parse(words[3]));
 	else if (count == 3 && words[1][0] == 'e')
-		echo(parse(words[2]));
+		echo((unsigned int)parse(words[2]));
 	else {
 		say("usage: vitrine-peer connect CID PORT | vitrine-peer echo PORT\n");
-		end(2);
+		return 2;
 	}
-	end(0);
+	return 0;
 }
-
-__asm__(".globl _start\n"
-	"_start:\n"
-	"	xor %ebp, %ebp\n"
-	"	mov %rsp, %rdi\n"
-	"	and $-16, %rsp\n"
-	"	call begin\n");

@@ -15,7 +15,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use vmm::observe::reader::{Snapshot, Value};
-use vmm::{BootSpec, DriveSpec, Outcome, SerialOutput, Vm, VmCommand, VmEvent, VmSpec};
+use vmm::{
+    BootSpec, CommandError, DeviceChange, DriveSpec, Outcome, SerialOutput, Vm, VmCommand, VmEvent,
+    VmSpec,
+};
 
 /// Where `cargo xtask images` put the guests.
 pub fn image(name: &str) -> PathBuf {
@@ -197,6 +200,27 @@ impl Guest {
         self.vm
             .command_within(command, Duration::from_secs(30))
             .unwrap();
+    }
+
+    /// Changes a device while the guest has it.
+    pub fn change(&self, id: &str, change: DeviceChange) -> Result<(), CommandError> {
+        let (sender, answer) = channel();
+        let reply = Box::new(move |done| drop(sender.send(done)));
+        self.vm.change_device(id, change, reply);
+        answer.recv_timeout(Duration::from_secs(60)).unwrap()
+    }
+
+    /// Waits until something holds of the guest.
+    pub fn until(&self, what: &str, patience: Duration, holds: impl Fn(&Guest) -> bool) {
+        let end = Instant::now() + patience;
+        while !holds(self) {
+            let said = self.said();
+            assert!(
+                Instant::now() < end,
+                "{what} did not come; it said:\n{said}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// What Vitrine has seen so far.

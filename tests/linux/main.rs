@@ -19,6 +19,7 @@ mod deaths;
 mod disk;
 mod dump;
 mod ends;
+mod fsx;
 mod inspect;
 mod ledger;
 mod net;
@@ -59,6 +60,14 @@ fn linux(version: &str, words: &str, script: &str) -> VmSpec {
     let mut spec = spec(kernel(version, "bzImage"), &cmdline);
     spec.boot.initrd = Some(image(&format!("initrd-{version}.img")));
     spec.memory.size_mib = 256;
+    spec
+}
+
+/// As [`linux`], over this transport.
+fn on(version: &str, pci: bool, words: &str, script: &str) -> VmSpec {
+    let mut spec = linux(version, words, script);
+    spec.boot.kernel = kernel(version, "vmlinux");
+    spec.pci = pci;
     spec
 }
 

@@ -9,7 +9,7 @@ use vmm::{Outcome, VmCommand, VmSpec};
 use crate::harness::tap::Tap;
 use crate::harness::{Finished, Guest, Scratch, Seen, drive, image};
 use crate::net::{UP, with_tap};
-use crate::{PATIENCE, VERSIONS, kernel, linux, told};
+use crate::{PATIENCE, VERSIONS, on, told};
 
 const LOOK: &str = "
 for device in /sys/bus/pci/devices/*; do
@@ -22,10 +22,7 @@ echo ECAM=$(grep -ciE 'e0000000-e00fffff.*(ECAM|MMCONFIG)' /proc/iomem)
 ";
 
 fn on_pci(version: &str, words: &str, script: &str) -> VmSpec {
-    let mut spec = linux(version, words, script);
-    spec.boot.kernel = kernel(version, "vmlinux");
-    spec.pci = true;
-    spec
+    on(version, true, words, script)
 }
 
 fn transport(seen: &Seen, device: &str) -> [u64; 4] {

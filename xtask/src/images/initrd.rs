@@ -1,6 +1,6 @@
 //! The guests' initial RAM file system: busybox, the drivers of virtio devices, and an init.
 
-use super::{module, peer};
+use super::{module, programs};
 use crate::busybox::Busybox;
 use crate::cpio::Archive;
 use crate::error::Result;
@@ -43,7 +43,9 @@ pub fn archive(kernel: &Kernel, busybox: &Busybox) -> Result<Vec<u8>> {
     archive.file("init", 0o755, INIT.as_bytes());
     archive.file("bin/busybox", 0o755, &busybox.content);
     archive.link("bin/sh", "busybox");
-    archive.file("bin/vitrine-peer", 0o755, &peer::build()?);
+    for (name, content) in programs::build()? {
+        archive.file(&format!("bin/{name}"), 0o755, &content);
+    }
     // The other applets' names are the init's to make, once it has said that it runs.
     // The kernel would run /sbin/modprobe: the init tells it of bin/modprobe once it has booted.
     archive.folder(&format!("lib/modules/{}", kernel.release));

@@ -3,7 +3,7 @@
 
 mod initrd;
 mod module;
-mod peer;
+mod programs;
 mod root;
 mod zoo;
 
@@ -86,7 +86,7 @@ fn linux(folder: &Path, series: &str, refresh: bool) -> Result<()> {
             package_name,
             initrd::INPUTS.concat().as_bytes(),
             module::INPUTS.concat().as_bytes(),
-            peer::INPUTS.concat().as_bytes(),
+            programs::INPUTS.concat().as_bytes(),
         ],
     );
     if !refresh && kernel_made.is_fresh() && initrd_made.is_fresh() {
