@@ -10,6 +10,10 @@ mod exact;
 #[path = "../session/daemon.rs"]
 mod daemon;
 
+#[allow(dead_code, reason = "scenarios use more of it")]
+#[path = "../scenarios/block.rs"]
+mod block;
+
 mod agreement;
 mod balloon;
 mod blk;
@@ -20,8 +24,10 @@ mod disk;
 mod dump;
 mod ends;
 mod fsx;
+mod host;
 mod inspect;
 mod ledger;
+mod limits;
 mod net;
 mod nmi;
 mod panic;
@@ -30,6 +36,7 @@ mod pci;
 mod policy;
 mod rng;
 mod stuck;
+mod taps;
 mod trace;
 mod vsock;
 
@@ -62,6 +69,9 @@ fn linux(version: &str, words: &str, script: &str) -> VmSpec {
     spec.memory.size_mib = 256;
     spec
 }
+
+/// Each kernel over another transport, and whether that is PCI: for what neither of the two decides.
+const TRANSPORTS: [(&str, bool); 2] = [("6.1", false), ("6.12", true)];
 
 /// As [`linux`], over this transport.
 fn on(version: &str, pci: bool, words: &str, script: &str) -> VmSpec {

@@ -20,6 +20,7 @@ pub fn run(words: &[&str]) -> String {
 pub struct Mapped {
     name: String,
     loop_device: String,
+    sectors: u64,
     _scratch: Scratch,
 }
 
@@ -41,8 +42,31 @@ impl Mapped {
         Mapped {
             name: name.to_owned(),
             loop_device,
+            sectors: sectors as u64,
             _scratch: scratch,
         }
+    }
+
+    /// From now on these sectors can neither be read nor written.
+    #[allow(dead_code, reason = "the tests with Linux guests use it")]
+    pub fn break_sectors(&self, first: u64, count: u64) {
+        let (after, device) = (first + count, &self.loop_device);
+        let left = self.sectors - after;
+        self.map(&format!(
+            "0 {first} linear {device} 0\n{first} {count} error\n{after} {left} linear {device} {after}"
+        ));
+    }
+
+    /// All sectors can be read and written again.
+    #[allow(dead_code, reason = "the tests with Linux guests use it")]
+    pub fn heal(&self) {
+        self.map(&format!("0 {} linear {} 0", self.sectors, self.loop_device));
+    }
+
+    fn map(&self, table: &str) {
+        run(&["dmsetup", "suspend", &self.name]);
+        run(&["dmsetup", "reload", &self.name, "--table", table]);
+        run(&["dmsetup", "resume", &self.name]);
     }
 
     /// The device.

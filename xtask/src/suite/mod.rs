@@ -184,9 +184,10 @@ fn unit(filter: Option<&str>) -> Row {
 }
 
 /// What the tests call on this machine, beside what making the images already needs.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
     ("curl", "curl"),
     ("debugfs", "e2fsprogs"),
+    ("dmsetup", "dmsetup"),
     ("e2fsck", "e2fsprogs"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
