@@ -35,17 +35,19 @@ mod pause;
 mod pci;
 mod policy;
 mod rng;
+mod stream;
 mod stuck;
 mod taps;
 mod trace;
 mod vsock;
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use harness::{image, spec};
+use harness::{Scratch, drive, image, spec};
 use vmm::VmSpec;
 
 /// Long enough for a boot in an emulated machine that is busy with something else.
@@ -78,6 +80,17 @@ fn on(version: &str, pci: bool, words: &str, script: &str) -> VmSpec {
     let mut spec = linux(version, words, script);
     spec.boot.kernel = kernel(version, "vmlinux");
     spec.pci = pci;
+    spec
+}
+
+/// As [`on`], with the root drive as vda: it has programs that busybox has not.
+fn on_root_drive(scratch: &Scratch, version: &str, pci: bool, script: &str) -> VmSpec {
+    let root = scratch.path("root.ext4");
+    fs::copy(image("root.ext4"), &root).unwrap();
+    let mut spec = on(version, pci, "vitrine.root=/dev/vda", script);
+    let mut first = drive("rootfs", &root);
+    first.root = true;
+    spec.drives.push(first);
     spec
 }
 

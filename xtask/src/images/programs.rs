@@ -1,5 +1,5 @@
 //! The guests' own programs, for what busybox cannot do: `guests/peer` speaks over a vsock,
-//! `guests/fsx` works on a drive and knows what it holds.
+//! `guests/fsx` works on a drive and knows what it holds, `guests/stream` does so with a TCP stream.
 
 use std::fs;
 use std::process::Command;
@@ -10,13 +10,14 @@ use crate::program::{self, say};
 use crate::{apt, repository};
 
 /// Their names; each is compiled from `guests/NAME/NAME.c`.
-const NAMES: [&str; 2] = ["peer", "fsx"];
+const NAMES: [&str; 3] = ["peer", "fsx", "stream"];
 
 /// Their sources and how they are compiled, for stamps.
-pub const INPUTS: [&str; 4] = [
+pub const INPUTS: [&str; 5] = [
     include_str!("../../../guests/plain.h"),
     include_str!("../../../guests/peer/peer.c"),
     include_str!("../../../guests/fsx/fsx.c"),
+    include_str!("../../../guests/stream/stream.c"),
     include_str!("programs.rs"),
 ];
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use super::{Made, write};
+use super::{Made, programs, write};
 use crate::busybox::Busybox;
 use crate::error::{Context, Result};
 use crate::program::{self, say};
@@ -16,7 +16,7 @@ const INIT: &str = include_str!("../../../guests/linux/root-init");
 
 /// The packages whose programs the drive has, beside busybox. dash is its `sh`: busybox's own takes
 /// the applets in itself before the better programs on PATH.
-const PACKAGES: [&str; 3] = ["dash", "e2fsprogs", "iproute2"];
+const PACKAGES: [&str; 5] = ["dash", "e2fsprogs", "ethtool", "iproute2", "util-linux"];
 const SIZE: &str = "96M";
 
 /// Folders of packages that no guest reads.
@@ -32,7 +32,8 @@ const LEFT_OUT: [&str; 7] = [
 
 /// Makes the drive when it is missing or stale.
 pub fn ensure(folder: &Path, refresh: bool) -> Result<()> {
-    let inputs = [INIT, include_str!("root.rs")].map(str::as_bytes);
+    let programs = programs::INPUTS.concat();
+    let inputs = [INIT, include_str!("root.rs"), &programs].map(str::as_bytes);
     let made = Made::new(folder, &["root.ext4"], &inputs);
     if !refresh && made.is_fresh() {
         return Ok(());
@@ -76,6 +77,9 @@ fn fill(tree: &Path, refresh: bool) -> Result<()> {
         if !tree.join("usr/sbin").join(applet).exists() && applet != "init" {
             let _ = symlink("busybox", tree.join("usr/bin").join(applet));
         }
+    }
+    for (name, content) in programs::build()? {
+        program(&tree.join("usr/bin").join(name), &content)?;
     }
     program(&tree.join("usr/sbin/init"), INIT.as_bytes())
 }
