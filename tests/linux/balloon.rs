@@ -11,7 +11,7 @@ use vmm::{BalloonOrder, BalloonSpec, Outcome, VmSpec};
 
 use crate::daemon::Daemon;
 use crate::harness::{Guest, Scratch, image};
-use crate::{PATIENCE, VERSIONS, kernel, linux};
+use crate::{PATIENCE, TRANSPORTS, kernel, on};
 
 const MIB: u64 = 1 << 20;
 
@@ -28,8 +28,13 @@ while :; do
 done
 ";
 
-fn guest(version: &str, memory_mib: u64, balloon: BalloonSpec, script: &str) -> Guest {
-    let mut spec: VmSpec = linux(version, "", script);
+fn guest(
+    (version, pci): (&str, bool),
+    memory_mib: u64,
+    balloon: BalloonSpec,
+    script: &str,
+) -> Guest {
+    let mut spec: VmSpec = on(version, pci, "", script);
     spec.memory.size_mib = memory_mib;
     spec.balloon = Some(balloon);
     Guest::launch(spec)
@@ -93,12 +98,12 @@ fn said_anew(guest: &Guest) -> (u64, u64) {
 
 #[test]
 fn an_inflated_balloon_gives_memory_to_the_host_and_a_deflated_one_takes_it_back() {
-    for version in VERSIONS {
+    for (version, pci) in TRANSPORTS {
         let spec = BalloonSpec {
             statistics_s: 1,
             ..BalloonSpec::default()
         };
-        let guest = guest(version, 512, spec, FILL);
+        let guest = guest((version, pci), 512, spec, FILL);
         guest.await_words("FILLED=yes", PATIENCE);
         let (free, total) = said_anew(&guest);
         let before = resident_mib();
@@ -152,7 +157,7 @@ while [ ! -e /run/go ]; do
 done
 dd if=/dev/zero of=/dev/null bs=120M count=1 2>/dev/null && echo HOG=fine || echo HOG=killed
 ";
-    for version in VERSIONS {
+    for (version, pci) in TRANSPORTS {
         for (deflate_on_oom, end) in [(true, "HOG=fine"), (false, "HOG=killed")] {
             let spec = BalloonSpec {
                 target_mib: 120,
@@ -160,7 +165,7 @@ dd if=/dev/zero of=/dev/null bs=120M count=1 2>/dev/null && echo HOG=fine || ech
                 statistics_s: 1,
                 ..BalloonSpec::default()
             };
-            let done = guest(version, 256, spec, script).finish(PATIENCE);
+            let done = guest((version, pci), 256, spec, script).finish(PATIENCE);
             assert_eq!(done.outcome, Outcome::PowerOff, "{}", done.console);
             assert!(done.console.contains(end), "{version}: {}", done.console);
             let deflated = done.seen.number("balloon", "deflated", "");
@@ -175,12 +180,12 @@ dd if=/dev/zero of=/dev/null bs=120M count=1 2>/dev/null && echo HOG=fine || ech
 
 #[test]
 fn freed_memory_is_reported_and_back_at_the_host_within_seconds() {
-    for version in VERSIONS {
+    for (version, pci) in TRANSPORTS {
         let spec = BalloonSpec {
             reporting: true,
             ..BalloonSpec::default()
         };
-        let guest = guest(version, 512, spec, FILL);
+        let guest = guest((version, pci), 512, spec, FILL);
         // The guest may report at once, so the most that was resident is what counts.
         let mut start = 0;
         until("a file that was removed", &guest, PATIENCE, || {
@@ -206,12 +211,12 @@ fn freed_memory_is_reported_and_back_at_the_host_within_seconds() {
 
 #[test]
 fn a_hinting_run_gives_free_memory_to_the_host_and_the_guest_goes_on() {
-    for version in VERSIONS {
+    for (version, pci) in TRANSPORTS {
         let spec = BalloonSpec {
             hinting: true,
             ..BalloonSpec::default()
         };
-        let guest = guest(version, 512, spec, FILL);
+        let guest = guest((version, pci), 512, spec, FILL);
         guest.await_words("FILLED=yes", PATIENCE);
         let (free, _) = said_anew(&guest);
         let before = resident_mib();

@@ -4,21 +4,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use vmm::{Outcome, VmEvent, VmSpec};
+use vmm::{Outcome, VmEvent};
 
-use crate::harness::{ENGINES, Guest, Scratch, drive, image};
-use crate::{PATIENCE, VERSIONS, linux, told};
-
-/// A guest on the root drive, which has mke2fs.
-fn on_root_drive(scratch: &Scratch, version: &str, script: &str) -> VmSpec {
-    let root = scratch.path("root.ext4");
-    fs::copy(image("root.ext4"), &root).unwrap();
-    let mut spec = linux(version, "vitrine.root=/dev/vda", script);
-    let mut first = drive("rootfs", &root);
-    first.root = true;
-    spec.drives.push(first);
-    spec
-}
+use crate::harness::{ENGINES, Guest, Scratch, drive};
+use crate::{PATIENCE, TRANSPORTS, on, on_root_drive, told};
 
 /// `/sys/block/vdb/queue`: what lsblk --topology and --discard show.
 const QUEUE: [(&str, &str); 9] = [
@@ -44,23 +33,30 @@ mke2fs -q -F -t ext4 -E discard,lazy_itable_init=0 /dev/vdc && echo MADE=done
 blkdiscard /dev/vdd 2>/dev/null && echo REFUSED=no || echo REFUSED=yes
 echo NODISCARD=$(cat /sys/block/vdd/queue/discard_max_bytes)
 echo UNSAFE=$(cat /sys/block/vdd/queue/write_cache)
+echo LSBLK=$(lsblk -bndo PHY-SEC,LOG-SEC,DISC-GRAN,DISC-MAX /dev/vdb)
+echo READONLY=$(blockdev --getro /dev/vdb),$(blockdev --getro /dev/vdd)
+for drive in vdb vde; do dd if=/dev/zero of=/dev/$drive bs=4k count=1 conv=fsync 2>/dev/null; done
+dd if=/dev/zero of=/freed bs=1M count=8 2>/dev/null; sync; rm /freed; sync
+fstrim / && echo TRIMMED=yes
 "
     );
-    for version in VERSIONS {
+    for (version, pci) in TRANSPORTS {
         let scratch = Scratch::new();
-        let [data, made, fixed] = ["data", "made", "fixed"].map(|name| {
+        let [data, made, fixed, loose] = ["data", "made", "fixed", "loose"].map(|name| {
             // No word of it is zero.
             scratch.disk(name, 4 << 20, 1)
         });
         let before = fs::read(&data).unwrap();
         let space = fs::metadata(&data).unwrap().blocks();
-        let mut spec = on_root_drive(&scratch, version, &script);
+        let mut spec = on_root_drive(&scratch, version, pci, &script);
         spec.drives.push(drive("data", &data));
         spec.drives.push(drive("made", &made));
         spec.drives.push(drive("fixed", &fixed));
         spec.drives[2].engine = vmm::IoEngine::Async;
         spec.drives[3].read_only = true;
         spec.drives[3].cache = vmm::Cache::Unsafe;
+        spec.drives.push(drive("loose", &loose));
+        spec.drives[4].cache = vmm::Cache::Unsafe;
         let done = Guest::launch(spec).finish(PATIENCE);
         assert_eq!(done.outcome, Outcome::PowerOff, "{}", done.console);
         for (name, value) in QUEUE {
@@ -69,6 +65,7 @@ echo UNSAFE=$(cat /sys/block/vdd/queue/write_cache)
         assert_eq!(told(&done.console, "DISCARD"), "done");
         let mut expected = before;
         expected[1 << 20..2 << 20].fill(0);
+        expected[..4096].fill(0);
         assert!(fs::read(&data).unwrap() == expected, "{version}");
         let given_back = space - fs::metadata(&data).unwrap().blocks();
         assert_eq!(given_back * 512, 1 << 20, "{version}");
@@ -88,6 +85,14 @@ echo UNSAFE=$(cat /sys/block/vdd/queue/write_cache)
         assert_eq!(told(&done.console, "REFUSED"), "yes");
         assert_eq!(told(&done.console, "NODISCARD"), "0");
         assert_eq!(told(&done.console, "UNSAFE"), "write through");
+        assert_eq!(told(&done.console, "LSBLK"), "4096 512 4096 1073741824");
+        assert_eq!(told(&done.console, "READONLY"), "0,1");
+        let flushes = |device| done.seen.number(device, "operations", "flush");
+        assert!(flushes("device/data") > 0, "{version}");
+        assert_eq!(flushes("device/loose"), 0, "{version}");
+        assert_eq!(told(&done.console, "TRIMMED"), "yes");
+        let trimmed = done.seen.number("device/rootfs", "operations", "discard");
+        assert!(trimmed > 0, "{version}");
     }
 }
 
@@ -129,11 +134,11 @@ write && echo FULL=no || echo FULL=yes
 until write; do sleep 0.2; done
 echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
 ";
-    for (version, engine) in VERSIONS.into_iter().zip(ENGINES.into_iter().cycle()) {
+    for ((version, pci), engine) in TRANSPORTS.into_iter().zip(ENGINES) {
         let small = Small::new(1024);
         let disk = small.0.path("disk");
         fs::File::create(&disk).unwrap().set_len(4 << 20).unwrap();
-        let mut spec = linux(version, "", script);
+        let mut spec = on(version, pci, "", script);
         spec.drives.push(drive("disk", &disk));
         spec.drives[0].engine = engine;
         let guest = Guest::launch(spec);
@@ -167,10 +172,10 @@ echo QUEUES=$(ls /sys/block/vda/mq | wc -l)
 for mask in 1 2; do taskset $mask dd if=/dev/vda of=/dev/null bs=4k count=50 iflag=direct 2>/dev/null; done
 echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
 ";
-    for version in VERSIONS {
+    for (version, pci) in TRANSPORTS {
         let scratch = Scratch::new();
         let disk = scratch.disk("disk", 1 << 20, 5);
-        let mut spec = linux(version, "", script);
+        let mut spec = on(version, pci, "", script);
         spec.vcpus = 2;
         spec.drives.push(drive("disk", &disk));
         spec.drives[0].queues = 2;

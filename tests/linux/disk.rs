@@ -1,13 +1,14 @@
 //! virtio-blk under stock kernels.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
 use vmm::Outcome;
 
 use crate::harness::{Guest, Scratch, Seen, drive, image};
-use crate::{PATIENCE, VERSIONS, linux, told};
+use crate::{PATIENCE, TRANSPORTS, VERSIONS, linux, on, told};
 
 /// All that a drive can be asked.
 const OPERATIONS: [&str; 7] = [
@@ -120,11 +121,11 @@ done
 dd if=/dev/zero of=/dev/vdb bs=512 count=1 2>/dev/null && echo WRITTEN=yes || echo WRITTEN=no
 echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
 ";
-    for version in VERSIONS {
+    for (version, pci) in TRANSPORTS {
         let scratch = Scratch::new();
         let first = scratch.disk("first", 3 << 20, 1);
         let second = scratch.disk("second", 1 << 20, 2);
-        let mut spec = linux(version, "", script);
+        let mut spec = on(version, pci, "", script);
         spec.drives.push(drive("first_one", &first));
         spec.drives.push(drive("second", &second));
         spec.drives[1].read_only = true;
@@ -135,5 +136,54 @@ echo SUM=$(md5sum < /dev/vda | cut -d' ' -f1)
         assert_eq!(told(&console, "WRITTEN"), "no");
         assert_eq!(told(&console, "SUM"), md5(&first));
         assert_eq!(fs::read(&second).unwrap(), before);
+    }
+}
+
+/// Where the partition begins, in sectors, and the disk's signature, which its UUID is made of.
+const PARTITION: u32 = 2048;
+const SIGNATURE: u32 = 0x2F6A_91C4;
+
+/// A disk with a table of one partition, which holds this file system.
+fn partitioned(file_system: &Path, disk: &Path) {
+    let content = fs::read(file_system).unwrap();
+    let sectors = (content.len() / 512) as u32;
+    let mut table = [0; 512];
+    table[440..444].copy_from_slice(&SIGNATURE.to_le_bytes());
+    table[450] = 0x83;
+    table[454..458].copy_from_slice(&PARTITION.to_le_bytes());
+    table[458..462].copy_from_slice(&sectors.to_le_bytes());
+    table[510..].copy_from_slice(&[0x55, 0xAA]);
+    let file = fs::File::create(disk).unwrap();
+    file.write_all_at(&table, 0).unwrap();
+    file.write_all_at(&content, u64::from(PARTITION) * 512)
+        .unwrap();
+}
+
+#[test]
+fn the_root_is_the_partition_of_the_given_uuid() {
+    let script = "
+echo UUID=$(grep -o 'root=PARTUUID=[^ ]* [a-z]*' /proc/cmdline)
+echo ROOT=$(awk '$2==\"/\"{print $1}' /proc/mounts | tail -1)
+echo written > /written; sync
+";
+    for (version, pci) in TRANSPORTS {
+        let scratch = Scratch::new();
+        let disk = scratch.path("disk");
+        partitioned(&image("root.ext4"), &disk);
+        let mut spec = on(version, pci, "vitrine.root=given", script);
+        // Not the first that is configured, and yet the guest's vda.
+        let other = scratch.disk("other", 1 << 20, 1);
+        spec.drives.push(drive("other", &other));
+        spec.drives.push(drive("rootfs", &disk));
+        spec.drives[1].root = true;
+        let uuid = format!("{SIGNATURE:08x}-01");
+        spec.drives[1].partuuid = Some(uuid.clone());
+        let done = Guest::launch(spec).finish(PATIENCE);
+        assert_eq!(done.outcome, Outcome::PowerOff, "{}", done.console);
+        assert_eq!(
+            told(&done.console, "UUID"),
+            format!("root=PARTUUID={uuid} rw")
+        );
+        assert_eq!(told(&done.console, "ROOT"), "/dev/vda1");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use vmm::{Outcome, VmCommand, VmState};
 
 use crate::harness::{Guest, Scratch, drive};
-use crate::{PATIENCE, VERSIONS, linux, told};
+use crate::{PATIENCE, TRANSPORTS, on, told};
 
 #[test]
 fn a_busy_guest_is_paused_and_goes_on_without_a_scratch() {
@@ -17,10 +17,10 @@ kill $busy
 echo SUMS=$(wc -l < /run/sums),$(cut -d' ' -f1 /run/sums)
 echo TROUBLE=$(dmesg | grep -ciE 'lockup|stall|hung task|I/O error|call trace' | head -1)
 ";
-    for version in VERSIONS {
+    for (version, pci) in TRANSPORTS {
         let scratch = Scratch::new();
         let disk = scratch.disk("disk", 8 << 20, 77);
-        let mut spec = linux(version, "", script);
+        let mut spec = on(version, pci, "", script);
         spec.vcpus = 2;
         spec.drives.push(drive("disk", &disk));
         let guest = Guest::launch(spec);

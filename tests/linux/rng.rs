@@ -3,7 +3,7 @@
 use vmm::{EntropySpec, Outcome};
 
 use crate::harness::Guest;
-use crate::{PATIENCE, VERSIONS, linux, told};
+use crate::{PATIENCE, TRANSPORTS, on, told};
 
 #[test]
 fn the_guests_hardware_generator_is_the_device_and_what_it_gives_is_counted() {
@@ -16,8 +16,8 @@ dd if=/dev/hwrng of=/run/two bs=512 count=16 iflag=fullblock 2> /dev/null
 echo READ=$(cat /run/one /run/two | wc -c)
 cmp -s /run/one /run/two || echo DIFFERENT=yes
 ";
-    for version in VERSIONS {
-        let mut spec = linux(version, "", script);
+    for (version, pci) in TRANSPORTS {
+        let mut spec = on(version, pci, "", script);
         spec.entropy = Some(EntropySpec::default());
         let done = Guest::launch(spec).finish(PATIENCE);
         assert_eq!(done.outcome, Outcome::PowerOff);
