@@ -274,10 +274,10 @@ fn networks_need_a_tap() {
     ask(r#","mtu":60"#).refuses(&["mtu 60", "68"]);
     ask(r#","mac_filter":true"#).refuses(&["mac_filter", "eth0", "give guest_mac"]);
     ask(r#","mac_filter":true,"guest_mac":"06:00:ac:10:00:02""#).refuses(&["nosuchtap9"]);
-    ask(r#","queues":0"#).refuses(&["interface eth0", "0 queue pairs", "from 1 to 8"]);
-    ask(r#","queues":9"#).refuses(&["interface eth0", "9 queue pairs", "from 1 to 8"]);
-    ask(r#","queues":-1"#).refuses(&["-1"]);
-    ask(r#","queues":2"#).refuses(&["nosuchtap9", "multi_queue"]);
+    ask(r#","queue_pairs":0"#).refuses(&["interface eth0", "0 queue pairs", "from 1 to 8"]);
+    ask(r#","queue_pairs":9"#).refuses(&["interface eth0", "9 queue pairs", "from 1 to 8"]);
+    ask(r#","queue_pairs":-1"#).refuses(&["-1"]);
+    ask(r#","queue_pairs":2"#).refuses(&["nosuchtap9", "multi_queue"]);
     // A limit is taken, and then it is the tap that is wrong.
     let limiter = r#"{"bandwidth":{"size":1,"refill_time":1,"one_time_burst":2}}"#;
     for field in ["rx_rate_limiter", "tx_rate_limiter"] {

@@ -110,7 +110,7 @@ impl Request {
                 rx_rate_limiter: None,
                 tx_rate_limiter: None,
                 mac_filter: None,
-                queues: None,
+                queue_pairs: None,
             })?;
         }
         Ok(())

@@ -30,7 +30,7 @@ pub struct NetworkWire {
     pub mac_filter: Option<bool>,
     /// Queue pairs; Vitrine's own.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub queues: Option<u8>,
+    pub queue_pairs: Option<u8>,
 }
 
 /// A MAC address in its text form, six bytes in hex with colons.
@@ -101,7 +101,7 @@ impl NetworkWire {
             rx_limiter: RateLimiterWire::spec_of(rx_rate_limiter.as_ref()),
             tx_limiter: RateLimiterWire::spec_of(tx_rate_limiter.as_ref()),
             mac_filter: self.mac_filter.unwrap_or(false),
-            queues: self.queues.unwrap_or(1),
+            queues: self.queue_pairs.unwrap_or(1),
         };
         let filled = NetworkWire {
             rx_rate_limiter,

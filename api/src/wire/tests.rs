@@ -162,7 +162,7 @@ proptest! {
     #[test]
     fn networks_survive_the_round_trip(
         mac: [u8; 6], mtu: Option<u16>, host_dev_name: String, rx in any_limiter(), tx in any_limiter(),
-        mac_filter: Option<bool>, queues: Option<u8>,
+        mac_filter: Option<bool>, queue_pairs: Option<u8>,
     ) {
         let network = NetworkWire {
             iface_id: "a".to_owned(),
@@ -172,7 +172,7 @@ proptest! {
             rx_rate_limiter: rx,
             tx_rate_limiter: tx,
             mac_filter,
-            queues,
+            queue_pairs,
         };
         let text = serde_json::to_vec(&network).unwrap();
         prop_assert_eq!(parse::<NetworkWire>(&text).unwrap(), network);
@@ -191,7 +191,7 @@ proptest! {
             rx_rate_limiter: rx,
             tx_rate_limiter: tx,
             mac_filter: None,
-            queues: None,
+            queue_pairs: None,
         };
         let (network, before) = network.convert();
         let patch = NetworkPatchWire {
