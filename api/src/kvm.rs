@@ -133,7 +133,8 @@ impl Listener {
             VmEvent::Paused => tracing::info!("the guest is paused"),
             VmEvent::Resumed => tracing::info!("the guest goes on"),
             VmEvent::NmiSent => tracing::info!("every vCPU was sent an NMI"),
-            VmEvent::Device { device, detail } => tracing::warn!("{device}: {detail}"),
+            // The VM's own thread has logged it.
+            VmEvent::Device { .. } => {}
             // The watcher has logged it.
             VmEvent::Verdict(change, _) => (self.0.tell)(News::Verdict(change)),
             VmEvent::Guest(message) => {

@@ -39,6 +39,7 @@ fn look_at_all(transport: Transport) {
         told = one(&mut victim, transport, fault, told);
         if fault.name == faults[faults.len() - 1].name {
             is_quiet(&victim);
+            is_logged_once(&victim);
         }
         victim.press();
     }
@@ -203,6 +204,16 @@ fn is_mended(victim: &Victim) {
     for queue in seen["queues"].as_array().unwrap() {
         assert!(queue["broken_since_ns_ago"].is_null(), "{queue}");
     }
+}
+
+/// Each event of a device is one line of the log.
+fn is_logged_once(victim: &Victim) {
+    let (_, events) = victim.daemon.ask("GET", "/observe/events", &Value::Null);
+    let words = "the guest broke queue";
+    let events = events.matches(words).count();
+    let lines = || victim.daemon.text("stderr").matches(words).count();
+    victim.until("a line for each event", || lines() >= events);
+    assert_eq!(lines(), events);
 }
 
 /// Nothing is left of what was begun or broken.
