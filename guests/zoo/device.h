@@ -137,6 +137,8 @@ struct fault {
 };
 extern const struct fault faults[];
 extern const u32 fault_count;
+/* Whether it breaks the ring of any device: what else is done is for the device to judge. */
+bool fault_breaks(const struct fault *fault);
 /* Does it to a device that was reset: to one queue, or to all of them (MAX_QUEUES). */
 bool fault_done(const struct fault *fault, struct device *device, u32 queue);
 

@@ -201,6 +201,11 @@ const struct fault faults[] = {
 };
 const u32 fault_count = sizeof(faults) / sizeof(faults[0]);
 
+bool fault_breaks(const struct fault *fault)
+{
+	return !fault->deed && fault->after != small && fault->after != backwards;
+}
+
 bool fault_done(const struct fault *fault, struct device *device, u32 queue)
 {
 	u32 from = queue < MAX_QUEUES ? queue : 0;

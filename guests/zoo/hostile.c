@@ -8,6 +8,8 @@
 #define SECTORS 16
 /* Looks at a device that is not broken by what was done to it, before the next one's turn. */
 #define LOOKS 50
+/* Not a multiple of the devices. */
+#define DEED_EVERY 47
 
 static u64 reads;
 
@@ -111,20 +113,34 @@ bool command_hostile(struct text fields)
 /* One fault of one queue, as fast as the device takes it. */
 static bool broken_once(const struct fault *fault, struct device *device, u32 queue)
 {
+	u64 start = rdtsc();
+
 	if (!fault_done(fault, device, queue))
 		return is_told("not as it should be:", fault->name, device->slot);
-	for (u32 i = 0; i < LOOKS; i++)
+	for (u32 i = 0; i < LOOKS || fault_breaks(fault); i++) {
 		if (device_status(device) & NEEDS_RESET || device->rings[queue].used.index)
 			break;
+		if (!is_early(start))
+			return is_told("not told of", fault->name, device->slot);
+	}
 	if (!device_reset(device))
 		return is_told("cannot be reset after", fault->name, device->slot);
 	return true;
 }
 
+/* The next fault after this one that is a deed, or is none. */
+static u32 next_fault(u32 fault, bool deed)
+{
+	do
+		fault = (fault + 1) % fault_count;
+	while ((faults[fault].deed != NULL) != deed);
+	return fault;
+}
+
 bool command_hostile_storm(struct text fields)
 {
 	u64 count = field(&fields, 1000);
-	u32 slot = 1, fault = 0, queue = 0;
+	u32 slot = 1, fault = 0, deed = 0, queue = 0;
 
 	if (!begun())
 		return false;
@@ -135,12 +151,16 @@ bool command_hostile_storm(struct text fields)
 			return false;
 		if (i % 16 == 0 && !is_served())
 			return is_told("the good drive does not serve during", faults[fault].name, 0);
+		/* Deeds take as long as many faults do. */
+		if (i % DEED_EVERY == DEED_EVERY - 1) {
+			deed = next_fault(deed, true);
+			if (!broken_once(&faults[deed], device, 0))
+				return false;
+		}
 		if (++slot < device_count)
 			continue;
 		slot = 1;
-		do
-			fault = (fault + 1) % fault_count;
-		while (faults[fault].deed);
+		fault = next_fault(fault, false);
 		queue += fault == 0;
 	}
 	for (slot = 1; slot < device_count; slot++) {

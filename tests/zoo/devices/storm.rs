@@ -43,8 +43,8 @@ fn storm(transport: Transport) {
         "{}: {before} KiB before, {after} KiB after",
         transport.name()
     );
-    // All were counted, and not all were told.
-    assert!(broken > (WARM + ROUNDS) * 3 / 4, "{broken}");
+    // Two of the 22 ways leave some devices whole. All others were counted, and not all were told.
+    assert!(broken >= (WARM + ROUNDS) * 7 / 8, "{broken}");
     let queues: u64 = DEVICES.iter().map(|(_, queues)| u64::from(*queues)).sum();
     let told = self::events(&victim);
     let margin = MARGIN_KIB + (told - events) * EVENT_KIB;
@@ -85,13 +85,10 @@ fn broken(victim: &Victim) -> u64 {
     queues.map(|queue| queue["broken"].as_u64().unwrap()).sum()
 }
 
-/// Lines of the log that tell of a broken ring, of one of the two that tell of each.
+/// Lines of the log that tell of a broken ring: one for each event.
 fn events(victim: &Victim) -> u64 {
     let log = victim.daemon.text("stderr");
-    let told = log
-        .lines()
-        .filter(|line| line.contains("the guest broke queue"));
-    told.filter(|line| line.contains("] device ")).count() as u64
+    log.matches("the guest broke queue").count() as u64
 }
 
 /// Memory of the process in the host's, without the guest's.
