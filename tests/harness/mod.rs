@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use vmm::observe::reader::{Snapshot, Value};
+use vmm::observe::report;
 use vmm::{
     BootSpec, CommandError, DeviceChange, DriveSpec, Outcome, SerialOutput, Vm, VmCommand, VmEvent,
     VmSpec,
@@ -153,14 +154,25 @@ impl Guest {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
+    /// What is known of a guest that does not do what is expected of it: its own words, and what
+    /// Vitrine makes of it.
+    pub fn account(&self) -> String {
+        let (said, standing) = (self.said(), self.vm.standing());
+        let report = self.vm.snapshot().map_or_else(
+            |error| error.to_string(),
+            |snapshot| report::render(&snapshot, report::Options::default()),
+        );
+        format!("it said:\n{said}\nverdicts: {standing:#?}\n{report}")
+    }
+
     /// Waits until the console has said `words`.
     pub fn await_words(&self, words: &str, patience: Duration) {
         let end = Instant::now() + patience;
         while !self.said().contains(words) {
             assert!(
                 Instant::now() < end,
-                "the guest did not say {words:?} within {patience:?}; it said:\n{}",
-                self.said()
+                "the guest did not say {words:?} within {patience:?}; {}",
+                self.account()
             );
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -182,8 +194,8 @@ impl Guest {
                 }
                 Ok(_) => {}
                 Err(_) => panic!(
-                    "the guest did not end within {patience:?}; it said:\n{}",
-                    self.said()
+                    "the guest did not end within {patience:?}; {}",
+                    self.account()
                 ),
             }
         }
@@ -214,10 +226,10 @@ impl Guest {
     pub fn until(&self, what: &str, patience: Duration, holds: impl Fn(&Guest) -> bool) {
         let end = Instant::now() + patience;
         while !holds(self) {
-            let said = self.said();
             assert!(
                 Instant::now() < end,
-                "{what} did not come; it said:\n{said}"
+                "{what} did not come; {}",
+                self.account()
             );
             std::thread::sleep(Duration::from_millis(20));
         }

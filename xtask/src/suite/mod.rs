@@ -1,5 +1,6 @@
 //! `cargo xtask test`: the whole suite, on whatever this machine can do, and what it came to.
 
+mod again;
 mod spread;
 mod summary;
 mod tally;
@@ -255,6 +256,20 @@ fn guests(name: &'static str, sets: &[Set], here: bool, filter: Option<&str>) ->
     for part in spread::in_labs(&built, &images, &arguments, size, machines) {
         row.notes.extend(part.notes);
         judge(&mut row, part.tally, part.end, name);
+    }
+    let failed = again::candidates(&row);
+    if !failed.is_empty() {
+        say(
+            "test",
+            format!(
+                "{name}: again, in another machine: {} ...",
+                failed.join(", ")
+            ),
+        );
+        let mut second = spread::in_lab(&built, &images, spread::exactly(failed), &size);
+        second.tally.finish();
+        row.notes.extend(second.notes);
+        again::settle(&mut row, &second.tally);
     }
     row
 }

@@ -133,14 +133,15 @@ fn dealt(all: &[String], hands: usize) -> Vec<Vec<String>> {
     (0..hands).map(hand).collect()
 }
 
-fn exactly(tests: Vec<String>) -> Vec<String> {
+/// What has a test program run these tests.
+pub fn exactly(tests: Vec<String>) -> Vec<String> {
     let mut arguments = vec!["--test-threads=1".to_owned(), "--exact".to_owned()];
     arguments.extend(tests);
     arguments
 }
 
 /// Runs a test program in the lab; what is left in another machine if one stands still.
-fn in_lab(
+pub fn in_lab(
     built: &Built,
     images: &Path,
     mut arguments: Vec<String>,
