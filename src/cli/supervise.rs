@@ -25,11 +25,13 @@ const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// How often a stop looks whether the VM has been started.
 const LAUNCH_POLL: Duration = Duration::from_millis(10);
 
-/// When code that was not used for a while is given back once more: after the boot, and when what came
-/// up on the way is over.
-const SETTLING: [Duration; 3] = [
+/// When code that was not used for a while is given back once more: while the guest boots, whether it
+/// takes one second or five, and when what came up on the way is over.
+const SETTLING: [Duration; 5] = [
     Duration::from_secs(2),
-    Duration::from_secs(8),
+    Duration::from_secs(2),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
     Duration::from_secs(50),
 ];
 
