@@ -2,7 +2,9 @@
 //! test says so, in any order, or never.
 
 use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
 
 use memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;

@@ -20,15 +20,14 @@ mod work;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use event_manager::EventSet;
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vmm_sys_util::timerfd::TimerFd;
 
 use self::config::config;
 use self::engine::Async;
@@ -38,7 +37,7 @@ use self::image::open;
 use self::request::{Disk, HEADER_BYTES};
 use self::work::{Begun, Drive};
 use super::device::{ConfigSpace, DeviceChange, DeviceProfile, TRANSPORT_FEATURES, VirtioDevice};
-use super::limiter::{Limiter, LimiterSpec};
+use super::limiter::{LimiterSpec, Throttle};
 use super::queue::{Chain, QueueRunner};
 use super::uring::Uring;
 
@@ -103,10 +102,7 @@ pub struct BlockDevice {
     /// Why it cannot, for the owner.
     fall_back: Option<String>,
     config: Arc<ConfigSpace>,
-    limiter: Limiter,
-    /// Ends a wait by the limiter.
-    timer: TimerFd,
-    began: Instant,
+    throttle: Throttle,
 }
 
 impl BlockDevice {
@@ -117,9 +113,9 @@ impl BlockDevice {
     pub fn open(spec: BlockSpec) -> Result<Self, BlockError> {
         let (file, bytes) = open(&spec)?;
         let sectors = image::sectors(&spec, bytes)?;
-        let timer = TimerFd::new().map_err(|error| BlockError::Timer {
+        let throttle = Throttle::new(spec.limiter).map_err(|source| BlockError::Timer {
             id: spec.id.clone(),
-            source: error.into(),
+            source,
         })?;
         let disk = Disk {
             sectors,
@@ -131,14 +127,12 @@ impl BlockDevice {
         Ok(BlockDevice {
             name: spec.id.clone(),
             config: Arc::new(config(&disk, spec.queue_count())),
-            limiter: Limiter::new(spec.limiter, 0),
+            throttle,
             spec,
             file: Arc::new(file),
             disk,
             background,
             fall_back,
-            timer,
-            began: Instant::now(),
         })
     }
 
@@ -149,18 +143,8 @@ impl BlockDevice {
         self
     }
 
-    /// The clock of the limiter.
-    fn now_ns(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// Takes the next request, unless it has to wait; then the timer is set.
+    /// Takes the next request, unless it has to wait by the limit.
     fn next(&mut self, queue: &mut QueueRunner) -> Option<Chain> {
-        if !self.limiter.limits() {
-            return queue.request();
-        }
-        let now_ns = self.now_ns();
-        let (limiter, timer) = (&mut self.limiter, &mut self.timer);
         queue.request_if(|chain| {
             let all = chain
                 .readable
@@ -168,11 +152,7 @@ impl BlockDevice {
                 .saturating_add(chain.writable.bytes());
             // Without the header and the status.
             let payload = all.saturating_sub(HEADER_BYTES).saturating_sub(1);
-            match limiter.take(payload as u64, now_ns) {
-                Ok(()) => true,
-                // Without a timer nothing would end the wait.
-                Err(wait) => timer.reset(wait, None).is_err(),
-            }
+            self.throttle.take(payload as u64)
         })
     }
 
@@ -272,14 +252,14 @@ impl VirtioDevice for BlockDevice {
     fn backends(&self) -> Vec<(u32, RawFd)> {
         let background = self.background.as_ref().map(Async::descriptor);
         let background = background.map(|descriptor| (BACKGROUND, descriptor));
-        let timer = (TIMER, self.timer.as_raw_fd());
+        let timer = (TIMER, self.throttle.fd());
         std::iter::once(timer).chain(background).collect()
     }
 
     fn interest(&self, token: u32) -> EventSet {
-        match token == BACKGROUND || self.limiter.limits() {
-            true => EventSet::IN,
-            false => EventSet::empty(),
+        match token {
+            BACKGROUND => EventSet::IN,
+            _ => self.throttle.interest(),
         }
     }
 
@@ -292,13 +272,7 @@ impl VirtioDevice for BlockDevice {
             }
             return;
         }
-        // Never read: it may have been set anew in this round, and a read would wait for it.
-        if let Err(error) = self.timer.clear() {
-            tracing::warn!(
-                "drive {}: its timer cannot be cleared: {error}",
-                self.spec.id
-            );
-        }
+        self.throttle.ended();
         for index in 0..queues.len() {
             self.queue_ready(index, queues);
         }
@@ -352,9 +326,7 @@ impl VirtioDevice for BlockDevice {
                 queue.config_changed();
             }
         }
-        let now_ns = self.now_ns();
-        self.limiter.change(limiter, now_ns);
-        self.spec.limiter = self.limiter.spec();
+        self.throttle.change(limiter);
         Ok(())
     }
 
